@@ -1,0 +1,33 @@
+# make train [ARGS="model=... data=..."]   a trained model; the first time installs what it needs into .venv
+# make test [ARGS="tests/test_cli.py"]      the tests
+# make lint                                 style and types
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: train test lint
+
+train: $(VENV)/.installed
+	$(BIN)/lowerbound-train $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright
+
+# torch by itself first: where a build for this kind of machine (say, a CPU build) is offered beside the general one, that is the one pip takes.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch==$(TORCH)
+	$(PIP) install -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	touch $@
