@@ -1,0 +1,161 @@
+"""Likelihoods p(x | z) whose parameters are a network of z.
+
+    Gaussian    N(x; f(z), diag s^2), the scale s from a `Noise`
+    Bernoulli   prod_d f_d(z)^x_d (1 - f_d(z))^(1 - x_d)
+
+Kingma & Welling 2014, appendix C. A Gaussian likelihood is unbounded as s -> 0 on data that the network can fit
+exactly, so every learnt scale has a floor, `min_scale`, and a fit that ends there says so.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from math import log
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.nn.functional import softplus
+
+from lowerbound.distributions import at_least_float32, bernoulli, diagonal_normal
+from lowerbound.networks import Recipe, positive
+from lowerbound.parts import Likelihood
+
+
+class Noise(nn.Module, ABC):
+    """The scale s of a Gaussian likelihood. Implement `forward`; `outputs_per_dim` more network outputs feed it."""
+
+    outputs_per_dim: int = 0
+    min_scale: float = 0.0
+
+    @abstractmethod
+    def forward(self, raw: Tensor) -> Tensor:
+        """s, broadcastable to ``[..., D]``, from the network outputs ``[..., outputs_per_dim * D]``."""
+
+
+def checked_scale(scale: float, min_scale: float) -> float:
+    """A starting scale above its floor.
+
+    Raises:
+        ValueError: the floor is not positive, or the scale does not lie above it.
+    """
+    if not 0 < min_scale < scale:
+        raise ValueError(f"noise.scale={scale} must lie above its floor noise.min_scale={min_scale}, and the floor above 0")
+    return float(scale)
+
+
+class FixedNoise(Noise):
+    """One stated scale that is not learnt. With scale s, log p = -|x - f|^2 / (2 s^2) - D/2 log(2 pi s^2)."""
+
+    scale: Tensor
+
+    def __init__(self, data_dim: int, scale: float = 1.0) -> None:
+        super().__init__()
+        if not scale > 0:
+            raise ValueError(f"noise.scale={scale} must be positive")
+        self.register_buffer("scale", torch.tensor(float(scale)))
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """The scale ``[]``."""
+        return self.scale
+
+
+class SharedNoise(Noise):
+    """One learnt scale for all dimensions, `min_scale` + exp(`log_scale`)."""
+
+    def __init__(self, data_dim: int, scale: float = 0.3, min_scale: float = 1e-3) -> None:
+        super().__init__()
+        self.min_scale = min_scale
+        self.log_scale = nn.Parameter(torch.tensor(log(checked_scale(scale, min_scale) - min_scale)))
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """The scale ``[]``."""
+        return self.min_scale + self.log_scale.exp()
+
+
+class NoisePerDimension(Noise):
+    """A learnt scale for each dimension, `min_scale` + exp(`log_scale`)."""
+
+    def __init__(self, data_dim: int, scale: float = 0.3, min_scale: float = 1e-3) -> None:
+        super().__init__()
+        self.min_scale = min_scale
+        self.log_scale = nn.Parameter(torch.full((data_dim,), log(checked_scale(scale, min_scale) - min_scale)))  # [D]
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """The scales ``[D]``."""
+        return self.min_scale + self.log_scale.exp()
+
+
+class NetworkNoise(Noise):
+    """A scale for each dimension and each z, `min_scale` + softplus of a second half of the network's outputs."""
+
+    outputs_per_dim = 1
+
+    def __init__(self, data_dim: int, scale: float = 0.3, min_scale: float = 1e-2) -> None:
+        super().__init__()
+        self.min_scale = min_scale
+        # The inverse of softplus, so that a network that starts near 0 starts at `scale`.
+        self.offset = log(torch.expm1(torch.tensor(checked_scale(scale, min_scale) - min_scale)).item())
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """The scales ``[..., D]``."""
+        return self.min_scale + softplus(raw + self.offset)
+
+
+class Gaussian(Likelihood):
+    """N(f(z), diag s^2), f a network and s a `Noise`."""
+
+    marginalizes_missing = True
+
+    def __init__(self, network: Recipe, latent_dim: int, data_dim: int, noise: Noise) -> None:
+        super().__init__()
+        self.latent_dim, self.data_dim = positive([latent_dim, data_dim], "latent_dim, data_dim")
+        self.network = network(data_dim * (1 + noise.outputs_per_dim))
+        self.noise = noise
+
+    def forward(self, z: Tensor) -> Distribution:
+        """N(f(z), diag s^2) for z ``[..., L]``, event ``[D]``."""
+        outputs = at_least_float32(self.network(z))  # [..., D or 2 D]
+        loc, raw = outputs[..., : self.data_dim], outputs[..., self.data_dim :]
+        return diagonal_normal(loc, self.noise(raw))
+
+    def floored(self) -> str | None:
+        """A sentence if a learnt scale that does not depend on z has come within 5% of its floor."""
+        if self.noise.outputs_per_dim or not self.noise.min_scale:
+            return None
+        scale = self.noise(torch.empty(0)).detach()  # [] or [D]
+        count = int((scale < 1.05 * self.noise.min_scale).sum())
+        if not count:
+            return None
+        floor = f"noise.min_scale={self.noise.min_scale}"
+        return f"{count} of {scale.numel()} noise scales ended at the floor {floor}: the density is limited by it alone"
+
+
+class Bernoulli(Likelihood):
+    """Independent Bernoulli entries with logits f(z)."""
+
+    marginalizes_missing = True
+
+    def __init__(self, network: Recipe, latent_dim: int, data_dim: int) -> None:
+        super().__init__()
+        self.latent_dim, self.data_dim = positive([latent_dim, data_dim], "latent_dim, data_dim")
+        self.network = network(data_dim)
+
+    def forward(self, z: Tensor) -> Distribution:
+        """Bernoulli(sigmoid(f(z))) for z ``[..., L]``, event ``[D]``."""
+        return bernoulli(at_least_float32(self.network(z)))
+
+    def check_data(self, x: Tensor) -> str | None:
+        """Refuse values outside [0, 1]; remark on grey ones."""
+        low, high = (value.item() for value in x.nan_to_num(0.5).aminmax())
+        if low < 0 or high > 1:
+            raise ValueError(
+                f"likelihood=bernoulli cannot have produced data in [{low:.4g}, {high:.4g}]: its values are 0 and 1.\n"
+                "Set data.prepare.binarize=threshold or dynamic (data in [0, 1] first: no standardize), or choose likelihood=gaussian."
+            )
+        if not ((x > 0) & (x < 1)).any():
+            return None
+        return (
+            "the data are grey values in [0, 1]: under likelihood=bernoulli the number reported is a cross-entropy, not a log-probability "
+            "of discrete data. data.prepare.binarize=dynamic data.prepare.dequantize=false makes it one."
+        )

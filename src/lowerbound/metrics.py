@@ -1,0 +1,49 @@
+"""Metrics: sums over data in float64, added over batches and ranks; the mean is taken once, at the end."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lowerbound.objectives import Bound
+
+
+def sums(bound: Bound) -> Tensor:
+    """The sums over data of value, reconstruction and KL (0 where there is none): ``[3]``, float64, detached."""
+    value, reconstruction, kl = (term if term is None else term.detach() for term in bound)
+    assert value is not None
+    assert reconstruction is not None
+    terms = torch.stack([value, reconstruction, torch.zeros_like(value) if kl is None else kl])
+    return terms.double().sum(-1)
+
+
+class BoundMeans(Metric):
+    """The means over data of the terms of a bound, in nats per datum.
+
+    `compute` gives ``loss`` (minus the mean value), ``reconstruction`` and, if the model has an evidence to bound, ``kl`` and
+    ``elbo`` = reconstruction - kl. It gives nothing before the first datum.
+    """
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, is_bounded: bool) -> None:
+        super().__init__()
+        self.is_bounded = is_bounded
+        self.add_state("total", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, total: Tensor, count: int) -> None:
+        """Add the sums ``[3]`` over `count` data."""
+        self.total += total
+        self.count += count
+
+    def compute(self) -> dict[str, Tensor]:
+        """The means so far."""
+        if not self.count:
+            return {}
+        value, reconstruction, kl = self.total / self.count
+        means = {"loss": -value, "reconstruction": reconstruction}
+        return means | {"kl": kl, "elbo": reconstruction - kl} if self.is_bounded else means

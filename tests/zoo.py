@@ -1,0 +1,66 @@
+"""The models of `conf/`, composed as the command line composes them, and small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+import lowerbound.cli  # noqa: F401  registers the resolver that conf/config.yaml uses
+from lowerbound.instantiate import instantiate
+from lowerbound.model import LatentVariableModel
+
+CONF = Path(__file__).parents[1] / "conf"
+# tanh: quadrature converges fast for smooth integrands only.
+SMALL_MLP = ("network.encoder.sizes=[16]", "network.encoder.activation=tanh")
+SMALL_CONV = ("network=conv", "network.encoder.channels=[2,4]", "network.encoder.activation=tanh")
+
+# Every model of conf/model/, with every part that it can be given. A value is the overrides.
+BOUNDED: dict[str, tuple[str, ...]] = {
+    "vae": ("model=vae", *SMALL_MLP),
+    "vae_bernoulli": ("model=vae", "likelihood=bernoulli", *SMALL_MLP),
+    "vae_fixed_noise": ("model=vae", "noise=fixed", *SMALL_MLP),
+    "vae_noise_per_dimension": ("model=vae", "noise=per_dimension", *SMALL_MLP),
+    "vae_network_noise": ("model=vae", "noise=network", *SMALL_MLP),
+    "vae_full_gaussian": ("model=vae", "posterior=full_gaussian", *SMALL_MLP),
+    "vae_mixture_prior": ("model=vae", "prior=mixture_of_gaussians", "objective.kl=sampled", *SMALL_MLP),
+    "vae_conv": ("model=vae", *SMALL_CONV),
+    "linear_vae": ("model=linear_vae",),
+}
+UNBOUNDED: dict[str, tuple[str, ...]] = {
+    "autoencoder": ("model=autoencoder", *SMALL_MLP),
+    "autoencoder_bernoulli": ("model=autoencoder", "likelihood=bernoulli", "~noise", *SMALL_MLP),
+    "linear_autoencoder": ("model=linear_autoencoder",),
+}
+ALL = BOUNDED | UNBOUNDED
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The configuration of a command line."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(overrides), return_hydra_config=False)
+
+
+def choices(group: str) -> list[str]:
+    """The files of a configuration group; those that begin with an underscore are parts of others."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def build(name: str, *overrides: str, seed: int = 0) -> LatentVariableModel:
+    """A model of the zoo with L = 2, on digits."""
+    torch.manual_seed(seed)
+    return instantiate(composed("latent_dim=2", *ALL[name], *overrides).model)
+
+
+def objective(name: str, *overrides: str) -> Any:
+    """The objective that the model's configuration chooses."""
+    return instantiate(composed(*ALL[name], *overrides).objective)
+
+
+def data(name: str, count: int = 64, seed: int = 1) -> torch.Tensor:
+    """Rows ``[N, 64]`` that the model's likelihood can have produced."""
+    x = torch.rand(count, 64, generator=torch.Generator().manual_seed(seed))
+    return x.round() if "bernoulli" in name else x
