@@ -1,0 +1,114 @@
+"""Tables of numbers, with or without labels: from memory, or from ``.npy``, ``.npz`` and ``.csv`` files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from lowerbound.data.module import TensorDataModule
+from lowerbound.data.source import Source, as_labels, as_table
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class InMemory(TensorDataModule):
+    """Rows ``[N, D]`` or ``[N, ...]`` of an array or tensor, and their labels ``[N]`` if there are any; `dim` 0 is that of the rows."""
+
+    x: ArrayLike | Tensor = field(kw_only=False)
+    labels: ArrayLike | Tensor | None = None
+    dim: int = 0
+
+    def __post_init__(self) -> None:
+        self.dim = self.dim or as_table(self.x).shape[1]
+        super().__post_init__()
+
+    def read(self) -> Source:
+        """Take them as they are."""
+        return Source(as_table(self.x), None if self.labels is None else as_labels(self.labels))
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Table(TensorDataModule):
+    """A file of rows.
+
+    ``.npy``: an array ``[N, ...]``; `labels` is the path of another; `memory_map` leaves it on disk, for files larger than memory.
+    ``.npz``: `array` names the rows (None: the only array beside the labels), `labels` the labels.
+    ``.csv``: the first line is a header if no field of it is a number, otherwise columns are named 0, 1, ...; `labels` names
+    a column; an empty field is missing (NaN).
+    """
+
+    path: str
+    array: str | None = None
+    labels: str | None = None
+    memory_map: bool = False
+
+    def read(self) -> Source:
+        """Read the file."""
+        suffix = Path(self.path).suffix
+        if suffix not in (".npy", ".npz", ".csv"):
+            raise ValueError(f"data.path={self.path} is none of .npy, .npz, .csv")
+        if self.memory_map and suffix != ".npy":
+            raise ValueError(f"data.memory_map=true needs an .npy file, and data.path={self.path} is none")
+        with _reading("data.path", self.path):
+            rows, labels = {".npy": self._npy, ".npz": self._npz, ".csv": self._csv}[suffix]()
+            return Source(as_table(rows), None if labels is None else as_labels(labels), is_mapped=self.memory_map)
+
+    def _npy(self) -> tuple[Any, Any]:
+        rows = np.load(self.path, mmap_mode="c" if self.memory_map else None, allow_pickle=False)
+        if self.labels is None:
+            return rows, None
+        with _reading("data.labels", self.labels):
+            return rows, np.load(self.labels, allow_pickle=False)
+
+    def _npz(self) -> tuple[Any, Any]:
+        with np.load(self.path, allow_pickle=False) as arrays:
+            others = [name for name in arrays.files if name != self.labels]
+            name = self.array or (others[0] if len(others) == 1 else "")
+            for option, wanted in (("array", name), ("labels", self.labels)):
+                if wanted is not None and wanted not in arrays.files:
+                    raise ValueError(f"set data.{option} to one of its arrays: {', '.join(arrays.files)}")
+            return arrays[name], None if self.labels is None else arrays[self.labels]
+
+    def _csv(self) -> tuple[Any, Any]:
+        fields = np.loadtxt(self.path, dtype=str, delimiter=",", quotechar='"', comments=None, ndmin=2, encoding="utf-8-sig")
+        has_header = not any(_is_number(field) for field in fields[0])
+        names = list(fields[0]) if has_header else [str(i) for i in range(fields.shape[1])]
+        if self.labels is not None and self.labels not in names:
+            raise ValueError(f"data.labels={self.labels} is none of its columns: {', '.join(names[:20])}")
+        columns = list(zip(names, fields[has_header:].T, strict=True))
+        labels = None if self.labels is None else columns.pop(names.index(self.labels))[1]
+        return np.stack([_numbers(name, column) for name, column in columns], axis=1), labels
+
+
+def _is_number(field: str) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def _numbers(name: str, column: np.ndarray) -> np.ndarray:
+    column = np.where(np.char.strip(column) == "", "nan", column)
+    try:
+        return column.astype(np.float64)
+    except ValueError:
+        text = next(field for field in column if not _is_number(field))
+        raise ValueError(f"column {name} holds {str(text)!r}, which is no number; data.labels={name} if these are the labels") from None
+
+
+@contextmanager
+def _reading(option: str, path: str) -> Iterator[None]:
+    """Say which file and which option an error is about."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{option}={path} cannot be read: {error.strerror or error}\nSet {option} to a file that is there.") from error
+    except ValueError as error:
+        raise ValueError(f"{option}={path}: {error}") from error
