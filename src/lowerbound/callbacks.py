@@ -1,0 +1,246 @@
+"""What is kept of a run and seen of it while it goes on: checkpoints, pictures, the line of progress.
+
+What is monitored is known by the model (`Fit.monitor`), so no configuration repeats it; larger is better. All files go into the
+run folder, ``trainer.default_root_dir``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from time import monotonic
+from typing import Any, final
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, ProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lowerbound import plots
+from lowerbound.data.module import TensorDataModule
+from lowerbound.distributions import kl_per_dimension
+from lowerbound.fit import Fit, rows
+from lowerbound.folder import FIGURES, LAST, WEIGHTS
+from lowerbound.model import LatentVariableModel
+from lowerbound.tracking import METRICS, read_metrics, send_picture
+
+
+@final
+class BestWeights(ModelCheckpoint):
+    """`weights.ckpt`: the weights at the best validation so far."""
+
+    def __init__(self) -> None:
+        name = Path(WEIGHTS).stem
+        super().__init__(filename=name, mode="max", save_weights_only=True, enable_version_counter=False, auto_insert_metric_name=False)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the monitor from the model and the folder from the trainer."""
+        assert isinstance(pl_module, Fit)
+        self.monitor, self.dirpath = pl_module.monitor, trainer.default_root_dir
+        with warnings.catch_warnings():  # a run folder holds other files too
+            warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+            super().setup(trainer, pl_module, stage)
+
+
+@final
+class LastCheckpoint(Checkpoint):
+    """`last.ckpt`: everything that is needed to go on, written at the end of an epoch and at the end of the run.
+
+    Epochs may be shorter than the writing, so at least `every_seconds` pass between two of them. Nothing is written after an
+    exception: the last good state stays.
+    """
+
+    def __init__(self, every_seconds: float = 10.0) -> None:
+        self.every_seconds = every_seconds
+        self._saved_at, self._saved_step = monotonic(), -1
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save if it is time; after the epoch's validation, because a resumed run does not repeat it."""
+        due = monotonic() - self._saved_at >= self.every_seconds
+        if trainer.strategy.broadcast(due):  # saving is done by all ranks together
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the end of the run."""
+        if self._saved_step != trainer.global_step:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / LAST)
+        self._saved_at, self._saved_step = monotonic(), trainer.global_step
+
+
+@final
+class StopEarly(EarlyStopping):
+    """Stop when the model's monitor has not risen by `min_delta` nats in `patience` validations."""
+
+    def __init__(self, patience: int = 10, min_delta: float = 0.0) -> None:
+        super().__init__(monitor="", patience=patience, min_delta=min_delta, mode="max")
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the monitor from the model."""
+        assert isinstance(pl_module, Fit)
+        self.monitor = pl_module.monitor
+        super().setup(trainer, pl_module, stage)
+
+
+@final
+class Progress(ProgressBar):
+    """One line for the whole run: optimizer steps, the epoch, and the ELBO (or what else is monitored) of training and validation.
+
+    It is drawn at most ten times a second, and not at all where the output is no terminal.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled, self._line, self._drawn_at = True, tqdm(disable=True), 0.0
+
+    def enable(self) -> None:
+        """Draw."""
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Do not draw; Lightning calls it on all ranks but the first."""
+        self._enabled = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the line."""
+        self._line = tqdm(unit=" steps", initial=trainer.global_step, dynamic_ncols=True, disable=None if self._enabled else True)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Draw the line, if a tenth of a second has passed."""
+        if not self._line.disable and monotonic() - self._drawn_at > 0.1:
+            self._draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the line for the last time."""
+        if not self._line.disable:
+            self._draw(trainer, pl_module)
+        self._line.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the line, so that the message begins a new one."""
+        self._line.close()
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Fit)
+        name = pl_module.model.monitor
+        shown = {key: float(value) for key, value in trainer.callback_metrics.items() if key in (name, pl_module.monitor)}
+        self._line.set_description(f"epoch {trainer.current_epoch + 1}", refresh=False)
+        self._line.set_postfix({key: f"{value:.2f}" for key, value in sorted(shown.items())}, refresh=False)
+        self._line.total, self._line.n = pl_module.clock.total, trainer.global_step
+        self._line.refresh()
+        self._drawn_at = monotonic()
+
+
+@final
+class Pictures(Callback):
+    """Pictures of the model and of the run, as files in ``figures/`` and as media of the loggers, every n epochs.
+
+    Those of the end are drawn by `draw`, which whoever holds the best weights calls. Drawing never changes training: it has a
+    state of the random generators of its own, the same every time, so that samples of different epochs are comparable.
+    """
+
+    def __init__(self, every_n_epochs: int = 50, num_images: int = 10, num_codes: int = 2000) -> None:
+        if every_n_epochs < 1 or num_images < 1 or num_codes < num_images:
+            raise ValueError(
+                f"callbacks.pictures: every_n_epochs={every_n_epochs} and num_images={num_images} must be at least 1,\n"
+                f"and num_codes={num_codes} at least num_images"
+            )
+        self.every_n_epochs, self.num_images, self.num_codes = every_n_epochs, num_images, num_codes
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw, if it is time and not the end."""
+        done = trainer.current_epoch + 1
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        if done % self.every_n_epochs == 0 and done != trainer.max_epochs:
+            self.draw(trainer, pl_module)
+
+    @rank_zero_only
+    def draw(self, trainer: Trainer, fit: LightningModule) -> None:
+        """Draw the evaluation model as it is now, on validation data, into files and loggers."""
+        assert isinstance(fit, Fit)
+        folder = Path(trainer.default_root_dir) / FIGURES
+        folder.mkdir(parents=True, exist_ok=True)
+        model = fit.evaluation_model
+        with torch.no_grad(), _own_generators(fit.device), _evaluating(model):
+            for name, figure in self._figures(trainer, model):
+                pixels = plots.pixels(figure)
+                Image.fromarray(pixels).save(folder / f"{name}.png")
+                for logger in trainer.loggers:
+                    send_picture(logger, f"figures/{name}", pixels, trainer.global_step)
+
+    def _figures(self, trainer: Trainer, model: LatentVariableModel) -> Iterator[tuple[str, Figure]]:
+        """The pictures that this model has, by the names of their files."""
+        metrics = Path(trainer.default_root_dir) / METRICS
+        if metrics.exists() and "val/reconstruction" in (columns := read_metrics(metrics)):
+            yield "learning_curves", plots.learning_curves(columns)
+        x, labels, shape = _validation_data(trainer, model, self.num_codes)
+        if not len(x):
+            return
+        shown = x[: self.num_images] if shape else x
+        yield "reconstructions", plots.reconstructions(shown, model.reconstruct(shown), shape)
+        yield "latent_plane", plots.latent_plane(model.encode(x), labels)
+        if model.prior.is_proper:
+            yield "samples", plots.samples(model.sample(self.num_images**2), shape, x)
+        with suppress(ValueError):  # posteriors that do not factorise have no KL of a dimension
+            yield "kl_per_dimension", plots.kl_spectrum(kl_per_dimension(model.posterior(x), model.prior()))
+
+
+def _validation_data(trainer: Trainer, model: LatentVariableModel, most: int) -> tuple[Tensor, Tensor | None, tuple[int, ...] | None]:
+    """Rows ``[N, D]`` of the validation data where the model is, their labels, and the shape of an image if they are images."""
+    data = getattr(trainer, "datamodule", None)
+    if isinstance(data, TensorDataModule):
+        part, shape = data.part("val", most), data.shape
+        batches = [(part.x, part.labels)]
+    else:
+        batches, shape = _collect(trainer, most)
+    weights = next(model.parameters())
+    x = torch.cat([rows(x, model.data_dim) for x, _ in batches])[:most] if batches else weights.new_empty(0, model.data_dim)
+    known = [labels for _, labels in batches if labels is not None]
+    labels = torch.cat(known)[:most] if known else None
+    return x.to(weights), labels, None if shape is None else tuple(shape)
+
+
+def _collect(trainer: Trainer, most: int) -> tuple[list[tuple[Tensor, Tensor | None]], tuple[int, ...] | None]:
+    """Batches of a validation loader of the user's, until there are `most` rows."""
+    loaders = trainer.val_dataloaders
+    loader = loaders[0] if isinstance(loaders, list) else loaders
+    batches, shape, count = [], None, 0
+    for batch in () if loader is None else loader:
+        x, *others = batch if isinstance(batch, (tuple, list)) else (batch,)
+        labels = others[0] if others and isinstance(others[0], Tensor) and others[0].ndim == 1 else None
+        batches.append((x, labels))
+        shape = tuple(x.shape[1:]) if x.ndim == 4 else None
+        count += len(x)
+        if count >= most:
+            break
+    return batches, shape
+
+
+@contextmanager
+def _own_generators(device: torch.device) -> Iterator[None]:
+    """Random generators that start from the same seed every time and leave those of the run as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and each of its modules in its own mode again afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,31 @@
+"""What can go wrong in a run, and what was probably meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import SequenceMatcher
+
+_ALIKE = 0.6  # of the letters in common and in order: `vea` is like `vae`, `dim` is not like `name`
+_AS_GOOD = 0.05  # less alike than the best match and still named beside it
+
+
+class NonFiniteError(ValueError):
+    """A loss became NaN or infinite; the message names the step, the term and the last good checkpoint."""
+
+
+def near_matches(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
+    """The known dotted names that `name` was probably meant to be, best first.
+
+    Names with the same last segment come first (`lr`: `fit.optimizer.lr`), then those with a similar last segment or
+    a similar whole.
+    """
+    scored = sorted((_unlikeness(name, other), other) for other in set(known) if not name.startswith(f"{other}."))
+    worst = min(1 - _ALIKE, scored[0][0][0] + _AS_GOOD) if scored else 0.0
+    return [other for (unlikeness, _), other in scored if unlikeness <= worst][:limit]
+
+
+def _unlikeness(name: str, other: str) -> tuple[float, float]:
+    """In [0, 1], the better of last segments and wholes, then wholes."""
+    whole = 1 - SequenceMatcher(None, name, other).ratio()
+    last = 1 - SequenceMatcher(None, name.rpartition(".")[2], other.rpartition(".")[2]).ratio()
+    return min(whole, last), whole

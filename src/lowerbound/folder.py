@@ -1,0 +1,82 @@
+"""The run folder: what its files are called, read and written.
+
+    config.yaml    the resolved configuration       weights.ckpt   the best weights, by the model's monitor
+    last.ckpt      everything, to go on from        metrics.csv    a row for each validation
+    results.json   the final numbers                figures/       pictures
+
+`config.yaml` and `weights.ckpt` are the model; the rest is what was seen on the way.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from platform import processor, python_version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CONFIG, WEIGHTS, LAST, RESULTS, FIGURES = "config.yaml", "weights.ckpt", "last.ckpt", "results.json", "figures"
+
+
+def existing(folder: str | Path, name: str) -> Path:
+    """The path of a file of a run folder.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    path = Path(folder) / name
+    if not path.is_file():
+        raise ValueError(f"{folder} is no complete run folder: {name} is missing. A run folder looks like outputs/<name>/<date_time>.")
+    return path
+
+
+def last_good(folder: Path) -> str:
+    """A sentence that names the newest checkpoint of a run folder."""
+    kept = [path for path in (folder / LAST, folder / WEIGHTS) if path.is_file()]
+    newest = max(kept, key=lambda path: path.stat().st_mtime, default=None)
+    return "There is no checkpoint yet" if newest is None else f"The last good checkpoint is {newest}"
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The tensors and plain containers of a checkpoint, on the CPU; nothing in it can run code."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights of the model that was evaluated: the averaged ones if the fit averaged, else the trained ones."""
+    state: dict[str, Tensor] = checkpoint["state_dict"]
+    averaged = any(key.startswith("average.module.") for key in state)
+    prefix = "average.module." if averaged else "model."
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def write_results(folder: Path, results: Mapping[str, Any]) -> None:
+    """Write `results.json`."""
+    (folder / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the libraries that numbers depend on."""
+    names = ("lowerbound", "torch", "lightning", "hydra-core", "torchmetrics", "numpy")
+    return {"python": python_version()} | {name: version(name) for name in names}
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is called by its driver, or the processor and the number of threads used."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {processor()} ({torch.get_num_threads()} threads)".replace("  ", " ")
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this package runs from, or None."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

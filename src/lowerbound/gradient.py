@@ -1,0 +1,182 @@
+"""Gradient learning: `GradientFit`, the LightningModule that ascends an objective.
+
+The loader hands out blocks ``[K, B, D]``, and one `training_step` takes K optimizer steps, because Lightning's loop costs as
+much as a step of a small model. K never changes the result. A plain batch ``[B, D]`` of any loader is a block of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from lowerbound.data.batches import TensorBatches
+from lowerbound.errors import NonFiniteError
+from lowerbound.fit import Fit, rows
+from lowerbound.folder import last_good
+from lowerbound.metrics import sums
+from lowerbound.model import LatentVariableModel
+from lowerbound.networks import positive
+from lowerbound.objectives import Objective
+from lowerbound.schedules import Schedule, Step
+
+
+class GradientFit(Fit):
+    """Learning by gradient ascent on an objective.
+
+    `optimizer` makes an optimizer from parameters, `scheduler` a torch learning-rate scheduler from an optimizer (stepped after
+    every optimizer step), or is a `Schedule` of factors on the learning rate. `clip` bounds the norm of the gradient, `ema` is the
+    decay per optimizer step of an exponential average of the weights, which is then what is validated and saved.
+
+    Raises:
+        ValueError: an option is out of its range.
+        NonFiniteError: a term of the objective is not finite.
+    """
+
+    def __init__(
+        self,
+        model: LatentVariableModel,
+        objective: Objective | None = None,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = torch.optim.Adam,
+        scheduler: Callable[[Optimizer], LRScheduler] | Schedule | None = None,
+        steps_per_execution: int = 8,
+        clip: float | None = None,
+        ema: float | None = None,
+    ) -> None:
+        super().__init__(model, objective)
+        self.automatic_optimization = False
+        if ema is not None and not 0 < ema < 1:
+            raise ValueError(f"fit.ema={ema} is the decay per optimizer step and must lie between 0 and 1")
+        if clip is not None and not clip > 0:
+            raise ValueError(f"fit.clip={clip} is the largest norm of the gradient and must be positive")
+        (self.steps_per_execution,) = positive([steps_per_execution], "fit.steps_per_execution")
+        self.make_optimizer, self.scheduler, self.clip = optimizer, scheduler, clip
+        self.average = None if ema is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=False)
+        if self.average is not None:
+            self.average.requires_grad_(False)  # DDP waits for gradients of whatever requires one
+
+    @property
+    def evaluation_model(self) -> LatentVariableModel:
+        """The averaged model if there is one, else the model."""
+        if self.average is None:
+            return self.model
+        assert isinstance(self.average.module, LatentVariableModel)
+        return self.average.module
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, with the scheduler if it is one of torch's."""
+        optimizer = self.make_optimizer([p for p in self.model.parameters() if p.requires_grad])
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        if self.scheduler is None or isinstance(self.scheduler, Schedule):
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """beta and the learning rate."""
+        return super().settings | {"lr": self._optimizer.param_groups[0]["lr"]}
+
+    @property
+    def _optimizer(self) -> LightningOptimizer:
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        return optimizer
+
+    def on_train_start(self) -> None:
+        """Learn how long the run will be, and refuse schedules that do not fit it."""
+        self.clock = Step(self.global_step, self._total_steps())
+        for schedule in (self.objective.beta, self.scheduler):
+            if isinstance(schedule, Schedule):
+                schedule.check(self.clock.total)
+
+    def _total_steps(self) -> int | None:
+        """Optimizer steps of the whole run, or None if only the clock ends it."""
+        trainer, limits = self.trainer, []
+        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+            blocks, loader = int(trainer.num_training_batches), trainer.train_dataloader
+            limits.append(trainer.max_epochs * (loader.steps_in(blocks) if isinstance(loader, TensorBatches) else blocks))
+        if trainer.max_steps >= 0:
+            limits.append(trainer.max_steps)
+        return min(limits, default=None)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """One optimizer step for each batch of the block, and no more than `max_steps` in all."""
+        x = rows(batch, self.model.data_dim)
+        block = x if x.ndim == 3 else x.unsqueeze(0)  # [K, B, D]
+        if self.trainer.max_steps >= 0:
+            block = block[: self.trainer.max_steps - self.global_step]
+        share = self._mean_rows(block.shape[1])
+        terms = torch.stack([self._ascend(x, share) for x in block])  # [K, 3]
+        self._require_finite(terms)
+        total, count = terms.sum(0), block.shape[0] * block.shape[1]
+        self.train_means.update(total, count)
+        self.rows_seen += count
+        if count:
+            self._log_block(total / count)
+
+    def _mean_rows(self, rows: int) -> float:
+        """The mean over ranks of the rows of a batch: DDP averages gradients, so each rank divides its sum by this."""
+        if self.trainer.world_size == 1:
+            return rows
+        return float(self.trainer.strategy.reduce(torch.tensor(float(rows), device=self.device), reduce_op="mean"))
+
+    def _ascend(self, x: Tensor, share: float) -> Tensor:
+        """One optimizer step on ``[B, D]``; the sums over data of the bound's terms, ``[3]``."""
+        optimizer = self._optimizer
+        if isinstance(self.scheduler, Schedule):
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * self.scheduler(self.clock)
+        bound = self.objective(self.model, x, self.clock)
+        self.manual_backward(-bound.value.sum() / share)
+        optimizer.step()
+        optimizer.zero_grad()
+        self._after_step()
+        return sums(bound)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip the gradient: here, because under fp16 it is unscaled only now."""
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+
+    def _after_step(self) -> None:
+        """Move whatever moves with the optimizer step."""
+        self.clock = Step(self.clock.now + 1, self.clock.total)
+        if (scheduler := self.lr_schedulers()) is not None:
+            scheduler.step()  # type: ignore[union-attr]
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def _log_block(self, means: Tensor) -> None:
+        """The block's mean ELBO (or reconstruction) on the progress bar."""
+        _, reconstruction, kl = means
+        name, value = ("elbo", reconstruction - kl) if self.model.is_bounded else ("reconstruction", reconstruction)
+        self.log(name, value, prog_bar=True, logger=False)
+
+    def _require_finite(self, terms: Tensor) -> None:
+        """Stop at a term ``[K, 3]`` that is not finite, naming it and the optimizer step."""
+        finite = terms.isfinite()
+        if finite.all():
+            return
+        first = int((~finite).any(1).nonzero()[0])
+        names = [name for name, good in zip(("objective", "reconstruction", "kl"), finite[first].tolist(), strict=True) if not good]
+        step = self.clock.now - len(terms) + first + 1
+        raise NonFiniteError(
+            f"optimizer step {step}: {' and '.join(names)} not finite. {last_good(Path(self.trainer.default_root_dir))}.\n"
+            "A lower fit.optimizer.lr, fit.clip=1 or a higher noise.min_scale often helps."
+        )
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Whatever ends a run, a validation ends it: also max_steps inside an epoch, and the clock."""
+        trainer = self.trainer
+        if 0 <= trainer.max_steps <= self.global_step:
+            trainer.should_stop = True
+        if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.check_val_every_n_epoch = 1

@@ -1,0 +1,181 @@
+"""A run from its beginning to its end: the only place where configuration becomes objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, cast
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from lowerbound import folder as files
+from lowerbound.callbacks import Pictures
+from lowerbound.data import InMemory
+from lowerbound.data.prepare import Preparation
+from lowerbound.fit import Fit
+from lowerbound.gradient import GradientFit
+from lowerbound.instantiate import instantiate
+from lowerbound.model import LatentVariableModel
+from lowerbound.tracking import MetricsFile
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A run folder as objects: the model with its best weights, the data's preparation, the configuration."""
+
+    model: LatentVariableModel
+    prepare: Preparation | None
+    config: DictConfig
+
+
+def load(folder: str | Path) -> Loaded:
+    """The model of a run folder, with the same log-densities to the last bit.
+
+    Raises:
+        ValueError: the folder is no complete run folder.
+    """
+    config = OmegaConf.load(files.existing(folder, files.CONFIG))
+    assert isinstance(config, DictConfig)
+    checkpoint = files.read_checkpoint(files.existing(folder, files.WEIGHTS))
+    state = files.model_state(checkpoint)
+    model = instantiate(config.model)
+    model.to(next((value.dtype for value in state.values() if value.is_floating_point()), torch.float32))
+    model.load_state_dict(state)
+    return Loaded(model.eval(), load_preparation(config, checkpoint), config)
+
+
+def load_preparation(config: DictConfig, checkpoint: dict[str, Any]) -> Preparation | None:
+    """How the data were prepared, with the statistics of the training part; None for data modules that do not say."""
+    if "preparation" not in checkpoint:
+        return None
+    prepare: Preparation = instantiate(config.data.prepare)
+    prepare.load_state_dict(checkpoint["preparation"])
+    return prepare
+
+
+def learn(
+    model: LatentVariableModel,
+    fit: Callable[[LatentVariableModel], Fit] = GradientFit,
+    data: LightningDataModule | Tensor | Any = None,
+    seed: int = 0,
+    **trainer: Any,
+) -> dict[str, float]:
+    """Fit a model in place and return its test means, in nats per datum.
+
+    `data` is a LightningDataModule or an array ``[N, D]``; `fit` a way of learning, for instance
+    ``partial(GradientFit, objective=IWAE(50))``; `trainer` goes to ``lightning.Trainer``. Nothing is written to disk.
+
+    Raises:
+        ValueError: the data do not fit the model, or an option is out of its range.
+    """
+    seed_everything(seed, verbose=False)
+    module = data if isinstance(data, LightningDataModule) else InMemory(data, seed=seed)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    runner = Trainer(**(quiet | trainer))
+    learner = fit(model)
+    runner.fit(learner, datamodule=module)
+    (results,) = runner.test(learner, datamodule=module, verbose=False)
+    return {key: value for key, value in results.items() if key.startswith("test/")}
+
+
+def train(config: DictConfig) -> float:
+    """Run a configuration; write its folder; return the value of the model's monitor at the best weights.
+
+    Raises:
+        ValueError: the configuration, the data and the machine do not fit each other.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    refuse_silent_precision(config.trainer)
+    seed_everything(config.seed, verbose=False)
+    data, fit = instantiate(config.data), instantiate(config.fit)(instantiate(config.model))
+    trainer = make_trainer(config, folder)
+    if trainer.is_global_zero:
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(config, folder / files.CONFIG, resolve=True)
+    log_config(trainer, config)
+    started = perf_counter()
+    trainer.fit(fit, datamodule=data)
+    seconds = perf_counter() - started
+    results = conclude(trainer, fit, data, folder)
+    results |= circumstances(trainer, fit, seconds, str(config.name))
+    if trainer.is_global_zero:
+        files.write_results(folder, results)
+        announce(results, folder)
+    return results[fit.monitor]
+
+
+def refuse_silent_precision(trainer: DictConfig) -> None:
+    """Refuse float16 on a CPU, where Lightning would take bfloat16 without saying so.
+
+    Raises:
+        ValueError: as said.
+    """
+    on_cpu = trainer.accelerator == "cpu" or not torch.cuda.is_available()
+    if str(trainer.precision).startswith("16") and on_cpu:
+        raise ValueError(f"trainer.precision={trainer.precision} needs a GPU: on a CPU choose bf16-mixed or 32-true")
+
+
+def make_trainer(config: DictConfig, folder: Path) -> Trainer:
+    """The Trainer with its callbacks and loggers; they write into the run folder."""
+    callbacks: list[Callback] = [MetricsFile(), *(instantiate(node) for node in config.callbacks.values())]
+    loggers: list[Logger] = [instantiate(node, save_dir=str(folder)) for node in config.logger.values()]
+    return instantiate(config.trainer, default_root_dir=str(folder), callbacks=callbacks, logger=loggers or False)
+
+
+def log_config(trainer: Trainer, config: DictConfig) -> None:
+    """Give the resolved configuration to the loggers."""
+    plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    for logger in trainer.loggers:
+        logger.log_hyperparams(plain)
+
+
+def conclude(trainer: Trainer, fit: Fit, data: LightningDataModule, folder: Path) -> dict[str, Any]:
+    """Take the best weights, test them, draw the last pictures; the numbers of validation and test."""
+    if (folder / files.WEIGHTS).is_file():
+        fit.load_state_dict(files.read_checkpoint(folder / files.WEIGHTS)["state_dict"])
+    steps, epochs = trainer.global_step, trainer.current_epoch
+    loggers, trainer.loggers = trainer.loggers, []  # the best weights are no point on the curves' last step
+    (validation,) = trainer.validate(fit, datamodule=data, verbose=False)
+    trainer.loggers = loggers
+    (test,) = trainer.test(fit, datamodule=data, verbose=False)
+    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue] set in its constructor
+        if isinstance(callback, Pictures):
+            callback.draw(trainer, fit)
+    numbers = {key: float(value) for key, value in {**validation, **test}.items() if key.startswith(("val/", "test/"))}
+    return numbers | {"optimizer_steps": steps, "epochs": epochs}
+
+
+def circumstances(trainer: Trainer, fit: Fit, seconds: float, name: str) -> dict[str, Any]:
+    """How, where and how fast the numbers came about. The seconds are those of the fit, its validations and pictures included."""
+    floored = fit.evaluation_model.likelihood.floored()
+    return {
+        "name": name,
+        "monitor": fit.monitor,
+        "parameters": sum(p.numel() for p in fit.model.parameters()),
+        "seconds": round(seconds, 3),
+        "images_per_second": round(fit.rows_seen * trainer.world_size / seconds, 1),
+        "precision": trainer.precision,
+        "device": files.device_name(trainer.strategy.root_device),
+        "devices": trainer.world_size,
+        "versions": files.versions(),
+        "git_commit": files.git_commit(),
+        "remarks": fit.remarks + ([floored] if floored else []),
+    }
+
+
+@rank_zero_only
+def announce(results: dict[str, Any], folder: Path) -> None:
+    """Print the numbers, the remarks, and where the pictures are."""
+    numbers = {key: value for key, value in results.items() if key.startswith("test/")}
+    lines = [f"  {key:<22}{value:>12.4f}" + ("" if key.endswith("bits_per_dim") else " nats") for key, value in numbers.items()]
+    print(f"\n{results['name']}: {results['optimizer_steps']} optimizer steps in {results['seconds']:.1f} s")
+    print("\n".join([*lines, *(f"  note: {remark}" for remark in results["remarks"])]))
+    print(f"  pictures: {folder / files.FIGURES}\n  load it:  lowerbound.load({str(folder)!r})")

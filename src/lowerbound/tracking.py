@@ -1,0 +1,229 @@
+"""What is told of a run: `metrics.csv`, always, and Weights & Biases, if it is asked for.
+
+Both count optimizer steps. W&B is told before it starts whether it may use the network, so that a run never waits for a key
+or a connection; what it kept offline goes up later with ``wandb sync``.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Iterable, Mapping
+from netrc import NetrcParseError, netrc
+from pathlib import Path
+from shutil import rmtree
+from threading import Thread
+from typing import Any, final
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+import numpy as np
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+METRICS = "metrics.csv"
+PUBLIC_HOST = "api.wandb.ai"  # the name in netrc files of the service whose address has changed since
+KEY_VARIABLES = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+
+
+@final
+class MetricsFile(Callback):
+    """`metrics.csv` in the run folder: optimizer step, epoch and the metrics of each validation, a row each, written at once.
+
+    The columns are those of the first row. There are no times in it, and a resumed run cuts the file back to the rows that its
+    checkpoint knew, so the file of a run that was interrupted is that of one that was not.
+    """
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.names: list[str] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many rows there are, and their metrics."""
+        return {"rows": self.rows, "names": list(self.names)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up where the checkpoint was written."""
+        self.rows, self.names = state_dict["rows"], list(state_dict["names"])
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the file, or cut off what was written after the checkpoint."""
+        if not trainer.is_global_zero:
+            return
+        path = self._path(trainer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        known = path.read_text().splitlines(keepends=True)[: self.rows + 1] if self.rows and path.exists() else []
+        path.write_text("".join(known))
+        self.rows = max(len(known) - 1, 0)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the row of a validation during training."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        metrics = _row(trainer)
+        self.names = self.names or sorted(metrics)
+        values = [repr(metrics[name]) if name in metrics else "" for name in self.names]
+        with self._path(trainer).open("a", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if not self.rows:
+                writer.writerow(["step", "epoch", *self.names])
+            writer.writerow([trainer.global_step, trainer.current_epoch, *values])
+        self.rows += 1
+
+    def _path(self, trainer: Trainer) -> Path:
+        return Path(trainer.default_root_dir) / METRICS
+
+
+def _row(trainer: Trainer) -> dict[str, float]:
+    """The metrics of a validation; those without a slash that also exist under val/ are the progress bar's."""
+    metrics = trainer.callback_metrics
+    left_out = {"step", "epoch"} | {name.removeprefix("val/") for name in metrics if name.startswith("val/")}
+    return {name: float(value) for name, value in metrics.items() if name not in left_out}
+
+
+def read_metrics(path: str | Path) -> dict[str, list[float]]:
+    """The columns of a `metrics.csv` by name; what a row does not have is NaN."""
+    with Path(path).open(newline="") as file:
+        rows = list(csv.reader(file))
+    names = rows[0] if rows else []
+    return {name: [float(row[i]) if row[i] else math.nan for row in rows[1:]] for i, name in enumerate(names)}
+
+
+@final
+class WandB(WandbLogger):
+    """Weights & Biases with a mode that is known before the run starts: never a prompt, and never a wait for the network.
+
+    Args:
+        save_dir: the run folder; W&B writes into ``wandb/`` inside it.
+        mode: ``online`` needs a key and a server that answers, and becomes ``offline`` without; None is what WANDB_MODE says,
+            else online. ``offline`` and ``disabled`` are taken at their word.
+        settings: further entries of ``wandb.Settings``.
+    """
+
+    def __init__(
+        self,
+        save_dir: str | Path = ".",
+        project: str = "lowerbound",
+        name: str | None = None,
+        group: str | None = None,
+        tags: Iterable[str] = (),
+        mode: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.mode = _mode(mode)
+        Path(save_dir).mkdir(parents=True, exist_ok=True)
+        options = _SETTINGS | {"silent": self.mode != "online"} | dict(settings or {})
+        super().__init__(name, save_dir, project=project, group=group, tags=list(tags), mode=self.mode, settings=options)
+        self._wandb_init.pop("anonymous", None)  # wandb warns about it whatever its value
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run, started at the first use; offline if the server refuses it."""
+        import wandb  # half a second, which only runs that log there should pay
+
+        try:
+            return super().experiment
+        except wandb.Error as error:
+            wandb.teardown()  # else the next init waits for the one that failed
+            rank_zero_info(f"W&B: offline, because the server did not take the run ({error})")
+            self.mode = "offline"
+            self._wandb_init["mode"], self._wandb_init["settings"]["silent"] = self.mode, True
+            return super().experiment
+
+    @rank_zero_only
+    def finish(self, summary: Mapping[str, float], exit_code: int = 0) -> None:
+        """Add the final numbers to the summary and close the run, if it was started."""
+        if self.version is None:
+            return
+        run = self.experiment
+        run.summary.update(dict(summary))
+        run.finish(exit_code=exit_code)
+        if self.mode == "offline":  # the logs name the machine and its paths, and say nothing of the run
+            rmtree(Path(run.dir).parent / "logs", ignore_errors=True)
+
+
+# Nothing of the machine goes into the run, and neither a slow start nor a slow end holds up what it reports.
+_SETTINGS: dict[str, Any] = {
+    "console": "off",
+    "disable_code": True,
+    "disable_git": True,
+    "finish_timeout": 30.0,
+    "host": "unknown",
+    "init_timeout": 10.0,
+    "save_code": False,
+    "symlink": False,
+    "x_disable_machine_info": True,
+    "x_disable_meta": True,
+    "x_disable_stats": True,
+    "x_save_requirements": False,
+}
+
+
+def finish(loggers: Iterable[Logger], summary: Mapping[str, float], exit_code: int = 0) -> None:
+    """Tell the loggers that have an end of their own (W&B) how the run ended: its final numbers and its exit code."""
+    for logger in loggers:
+        if isinstance(logger, WandB):
+            logger.finish(summary, exit_code)
+
+
+@rank_zero_only
+def send_picture(logger: Logger, name: str, pixels: np.ndarray, step: int) -> None:
+    """Give a picture ``[H, W, 3]`` (bytes) to a logger that shows pictures (W&B, TensorBoard), at an optimizer step."""
+    if isinstance(logger, WandbLogger):
+        logger.log_image(name, [pixels], step)
+    elif isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(name, pixels, step, dataformats="HWC")
+
+
+def _mode(wanted: str | None) -> str:
+    """The mode in which W&B can run without a prompt or a wait."""
+    import wandb  # half a second, which only runs that log there should pay
+
+    settings = wandb.setup().settings
+    mode = wanted or settings.mode
+    if mode not in ("online", "shared", "run"):
+        return "offline" if mode == "dryrun" else mode
+    hosts = {urlsplit(settings.base_url).netloc} | ({PUBLIC_HOST} if settings.base_url == wandb.Settings().base_url else set())
+    missing = None if settings.api_key or _has_key(hosts) else "there is no key"
+    if missing is None and not _answers(settings.base_url):
+        missing = f"{settings.base_url} does not answer"
+    if missing is not None:
+        rank_zero_info(f"W&B: offline, because {missing}")
+    return "online" if missing is None else "offline"
+
+
+def _has_key(hosts: Iterable[str]) -> bool:
+    """Whether the environment, or the netrc file for one of the hosts, holds a key."""
+    if any(os.environ.get(variable) for variable in KEY_VARIABLES):
+        return True
+    try:
+        entries = netrc(os.environ.get("NETRC") or Path.home() / ".netrc")
+    except (OSError, NetrcParseError):
+        return False
+    return any(entry and entry[2] for entry in map(entries.authenticators, hosts))
+
+
+def _answers(url: str, seconds: float = 2.0) -> bool:
+    """Whether an HTTP server answers at all, through the proxy if there is one, within so many seconds, its name's look-up included."""
+    answers: list[bool] = []
+
+    def ask() -> None:
+        try:
+            urlopen(Request(url, method="HEAD"), timeout=seconds).close()
+        except HTTPError:
+            answers.append(True)
+        except OSError:
+            answers.append(False)
+        else:
+            answers.append(True)
+
+    thread = Thread(target=ask, daemon=True)  # the look-up of a name has no timeout of its own
+    thread.start()
+    thread.join(seconds)
+    return bool(answers) and answers[0]
