@@ -1,0 +1,109 @@
+"""The wheel: built, installed into an environment that has the dependencies and not this checkout, and run from a folder of its own."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+pytestmark = pytest.mark.process
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=environment())
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def environment() -> dict[str, str]:
+    """Without what would put the checkout on the path of Python."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HYDRA"))}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, REPOSITORY, cwd=folder)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The executables of a new environment with the wheel, which finds the dependencies in the environment of the tests."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    packages = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet", wheel, cwd=folder)
+    (Path(packages) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")  # read after, and without the .pth files in it
+    return folder / "bin"
+
+
+def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel: Path) -> None:
+    names = set(ZipFile(wheel).namelist())
+    conf = {f"lowerbound/conf/{path.relative_to(REPOSITORY / 'conf').as_posix()}" for path in (REPOSITORY / "conf").rglob("*.yaml")}
+    source = REPOSITORY / "src" / "lowerbound"
+    code = {f"lowerbound/{path.relative_to(source).as_posix()}" for path in [*source.rglob("*.py"), source / "py.typed"]}
+    assert conf
+    assert {name for name in names if ".dist-info/" not in name} == conf | code
+
+
+def test_the_command_trains_from_any_folder(installed: Path, tmp_path: Path) -> None:
+    where = run(installed / "python", "-c", "import lowerbound; print(lowerbound.__file__)", cwd=tmp_path)
+    assert Path(where.strip()).is_relative_to(installed.parent)
+    printed = run(installed / "lowerbound-train", "trainer.max_epochs=1", cwd=tmp_path)
+    (folder,) = (tmp_path / "outputs" / "vae_digits").iterdir()
+    assert str(folder) in printed
+    results = json.loads((folder / "results.json").read_text())
+    assert results["test/elbo"] == pytest.approx(results["test/reconstruction"] - results["test/kl"], abs=1e-4)
+    for name in ("config.yaml", "weights.ckpt", "last.ckpt", "metrics.csv"):
+        assert (folder / name).stat().st_size > 0, name
+    assert list((folder / "figures").glob("*.png"))
+    loaded = run(installed / "python", "-c", f"import lowerbound; print(lowerbound.load({str(folder)!r}).model.latent_dim)", cwd=tmp_path)
+    assert loaded.strip() == "8"
+
+
+MINE = """
+from lowerbound.likelihoods import Gaussian
+
+
+class Mine(Gaussian):
+    def forward(self, z):
+        print("mine was asked")
+        return super().forward(z)
+"""
+
+
+def test_a_likelihood_in_a_file_of_the_users_is_found_in_the_working_folder(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    printed = run(
+        installed / "lowerbound-train", "trainer.max_epochs=1", "likelihood._target_=mine.Mine", "~callbacks.pictures", cwd=tmp_path
+    )
+    assert "mine was asked" in printed
+
+
+def pins() -> dict[str, str]:
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
+def test_every_dependency_that_the_tests_run_with_is_pinned() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    needed = [*project["dependencies"], *extras["dev"], *extras["tensorboard"]]
+    names = {re.split(r"[^\w-]", requirement)[0] for requirement in needed}
+    assert names <= set(pins())
+
+
+def test_the_pins_name_no_build_and_no_place() -> None:
+    for version in pins().values():
+        assert re.fullmatch(r"\d[\w.]*", version), "a local version or an address is of one machine only"
