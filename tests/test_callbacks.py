@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lowerbound.models as models
-from lowerbound.callbacks import BestWeights, LastCheckpoint, Pictures, Progress, StopEarly
+from lowerbound.callbacks import BestWeights, LastCheckpoint, Pictures, StopEarly
 from lowerbound.data import InMemory
 from lowerbound.folder import model_state, read_checkpoint
 from lowerbound.gradient import GradientFit
@@ -215,31 +213,9 @@ def test_pictures_refuse_numbers_that_draw_nothing() -> None:
         Pictures(every_n_epochs=0)
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_the_line_of_progress_shows_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = Terminal()
-    monkeypatch.setattr(sys, "stderr", screen)
-    trainer, _ = trained(tmp_path, [Progress()], enable_progress_bar=True, enable_checkpointing=False)
-    last = screen.getvalue().split("\r")[-1]
-    assert f"{trainer.global_step}/{trainer.global_step}" in last
-    assert "val/elbo=" in last
-    assert ", elbo=" in last
-
-
-def test_no_progress_where_there_is_no_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", screen)
-    trained(tmp_path, [Progress()], enable_progress_bar=True, enable_checkpointing=False)
-    assert "steps" not in screen.getvalue()
-
-
 def test_the_configured_callbacks_work_together(tmp_path: Path) -> None:
     config = composed("callbacks=[default,early_stopping]").callbacks
     callbacks = [instantiate(node) for node in config.values()]
-    assert [type(callback) for callback in callbacks] == [BestWeights, LastCheckpoint, Pictures, Progress, StopEarly]
+    assert [type(callback) for callback in callbacks] == [BestWeights, LastCheckpoint, Pictures, StopEarly]
     trained(tmp_path, callbacks, enable_progress_bar=True)
     assert (tmp_path / "weights.ckpt").exists()

@@ -125,6 +125,8 @@ def test_a_group_that_the_model_does_not_have(command: Command, tmp_path: Path) 
     answer = command("model=bare", "network=mlp", "--config-dir", "extra")
     assert answer.code == 2
     assert answer.err.startswith(f"{cli.PROGRAM}: network=mlp: with model=bare there is no network to choose.\n")
+    answer = command("likelihood=bernoulli", "noise=fixed")
+    assert answer.err.startswith(f"{cli.PROGRAM}: noise=fixed: with model=vae, likelihood=bernoulli there is no noise to choose.\n")
 
 
 def test_a_users_own_folder_of_configuration_is_searched_for_what_was_meant(command: Command, tmp_path: Path) -> None:
@@ -154,6 +156,18 @@ def test_an_error_of_a_run_is_its_own_message(command: Command) -> None:
         "  Set data.dim=64.",
         "  debug=true shows the whole traceback.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("", ["ValueError", "debug=true shows the whole traceback."]),
+        ("one\n\ntwo\nthree", ["one", "two", "three"]),
+        ("one\ntwo\nmore\nand more\nwhat to do", ["one", "two", "what to do"]),
+    ],
+)
+def test_a_long_message_is_its_beginning_and_its_end(message: str, shown: list[str]) -> None:
+    assert cli.explain(ValueError(message), []) == shown
 
 
 def test_a_loss_that_is_not_finite_is_no_mistake_of_the_command(command: Command) -> None:

@@ -159,6 +159,10 @@ def test_an_epoch_that_was_cut_short_is_over():
     abandoned = batches()
     next(iter(abandoned))
     assert rows_of(abandoned) == second
+    abandoned = batches()
+    abandoned.load_state_dict({"epoch": 0, "taken": 2})
+    next(iter(abandoned))
+    assert rows_of(abandoned) == second
 
 
 def test_ranks_draw_different_noise():
@@ -219,6 +223,8 @@ class TestEvaluation:
         for start, stop in pairwise([0, 3, 1000, 1500, 2100, 2345]):
             assert torch.equal(draw[start:stop], whole[start:stop])
         assert draw[5:5].shape == (0, 4)
+        grey = replace(draw, table=torch.full((2345, 4), 128))
+        assert not torch.equal(grey[:1000], grey[1000:2000])
         assert not torch.equal(replace(draw, seed=1)[:], whole)
         assert not torch.equal(replace(draw, part=1)[:], whole)
 
@@ -367,17 +373,21 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_under_a_trainer(dtype, tmp_path):
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [(torch.float32, "32-true"), (torch.float64, "32-true"), (torch.float64, "64-true"), (torch.float32, "bf16-mixed")],
+)
+def test_under_a_trainer(dtype, precision, tmp_path):
     module, recorder = module_of(), Recorder(dtype)
     trainer = Trainer(
         max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=tmp_path, precision="64-true" if dtype == torch.float64 else "32-true",
+        default_root_dir=tmp_path, precision=precision,
     )  # fmt: skip
     trainer.fit(recorder, datamodule=module)
     assert [len(block) for block in recorder.blocks] == [4, 4, 1] * 2
     assert recorder.last == [False, False, True] * 2
     assert {block.dtype for block in recorder.blocks} == {dtype}
+    assert module.train_dataloader().place.dtype == dtype
     assert module.train_dataloader().state_dict() == {"epoch": 2, "taken": 0}
     if dtype == torch.float32:
         alone = module_of().train_dataloader()

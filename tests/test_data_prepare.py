@@ -6,7 +6,7 @@ import torch
 from torch.autograd.functional import jacobian
 
 from lowerbound.data.prepare import Preparation
-from lowerbound.data.steps import BernoulliDraw, Dequantize, Scale, Standardize, Step, Threshold
+from lowerbound.data.steps import BernoulliDraw, Dequantize, Scale, Standardize, Step, Threshold, uniform
 
 LEVELS = 17
 SIX = 6.0  # standard errors
@@ -71,6 +71,29 @@ def test_log_jacobian_is_that_of_autograd(options):
         torch.testing.assert_close(value, torch.linalg.slogdet(matrix).logabsdet, rtol=0, atol=1e-10)  # algebra in float64
 
 
+class Logit(Step):
+    """A step that is not affine: where its Jacobian is taken matters."""
+
+    def forward(self, x, generator=None):
+        return x.logit()
+
+    def inverse(self, y):
+        return y.sigmoid()
+
+    def log_jacobian(self, x):
+        return -(x * (1 - x)).log().sum(-1)
+
+
+def test_log_jacobian_of_a_chain_with_a_curved_step():
+    prepare = Preparation(LEVELS, dequantize=True)
+    prepare.steps.extend([Logit(), Scale(3.0)])
+    x = integers(n=3).double()
+    for row, value in zip(x, prepare.log_jacobian(prepare(x, generator())), strict=True):
+        noisy = prepare.chain[1].inverse(Logit().inverse(prepare(x, generator()) * 3))[(x == row).all(-1)][0]
+        matrix = jacobian(lambda w: Scale(3.0)(Logit()(w / LEVELS)), noisy)
+        torch.testing.assert_close(value, torch.linalg.slogdet(matrix).logabsdet, rtol=0, atol=1e-9)  # through the inverse
+
+
 def test_log_jacobian_by_finite_differences():
     prepare, x, h = fitted(levels=LEVELS, standardize=True), integers(n=4).double(), 1e-3
     slopes = (prepare(x + h) - prepare(x - h)) / (2 * h)  # column by column: the map is diagonal, and affine
@@ -121,6 +144,13 @@ def test_noise_is_uniform():
     assert (abs(counts - n / 16) < SIX * (n / 16 * 15 / 16) ** 0.5).all()
     lagged = np.corrcoef(u[:-1, 0], u[1:, 0])[0, 1]  # neighbours come from one word of the generator
     assert abs(lagged) < SIX / n**0.5
+
+
+def test_noise_lies_on_midpoints():
+    cells = uniform(torch.empty(100_003), generator()).double() * 2**16 - 0.5
+    assert torch.equal(cells, cells.round())
+    assert 0 <= cells.min() < 20  # no draw in the lowest 20 cells: a chance of e^-30
+    assert 2**16 - 20 <= cells.max() < 2**16
 
 
 def test_dynamic_binarization_has_the_probabilities():
@@ -266,6 +296,7 @@ def test_options_that_do_not_fit_are_refused(options, message):
     ("options", "x", "message"),
     [
         ({"levels": 4}, [0, 1, 16], r"integers in \[0, 16\].*levels=4 .*0 to 3.\nSet data.prepare.levels=17"),
+        ({"levels": 4}, [0, 4], r"integers in \[0, 4\].*\nSet data.prepare.levels=5"),
         ({"levels": 4}, [0.0, 0.5], r"numbers in \[0, 0.5\].*\nSet data.prepare.levels=null"),
         ({"levels": 4}, [-1, 3], r"integers in \[-1, 3\].*\nSet data.prepare.levels=null"),
         ({"binarize": "threshold"}, [0.0, 1.5], r"\[0, 1.5\].*threshold takes numbers in \[0, 1\]"),

@@ -197,6 +197,12 @@ def test_a_term_that_is_not_finite_stops_the_run_and_is_named(tmp_path: Path) ->
 # What a fit can be given
 
 
+def test_the_progress_bar_has_the_elbo_on_it() -> None:
+    _, runner = fitted(GradientFit(small()), max_epochs=1)
+    assert set(runner.progress_bar_metrics) == {"elbo"}
+    assert runner.progress_bar_metrics["elbo"] < 0
+
+
 def test_ema_is_the_average_of_every_optimizer_step_and_is_what_is_evaluated() -> None:
     class Trace(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:

@@ -1,4 +1,4 @@
-"""What is kept of a run and seen of it while it goes on: checkpoints, pictures, the line of progress.
+"""What is kept of a run and seen of it while it goes on: checkpoints and pictures.
 
 What is monitored is known by the model (`Fit.monitor`), so no configuration repeats it; larger is better. All files go into the
 run folder, ``trainer.default_root_dir``.
@@ -11,17 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
-from typing import Any, final
+from typing import final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from lowerbound import plots
 from lowerbound.data.module import TensorDataModule
@@ -89,55 +88,6 @@ class StopEarly(EarlyStopping):
         assert isinstance(pl_module, Fit)
         self.monitor = pl_module.monitor
         super().setup(trainer, pl_module, stage)
-
-
-@final
-class Progress(ProgressBar):
-    """One line for the whole run: optimizer steps, the epoch, and the ELBO (or what else is monitored) of training and validation.
-
-    It is drawn at most ten times a second, and not at all where the output is no terminal.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._enabled, self._line, self._drawn_at = True, tqdm(disable=True), 0.0
-
-    def enable(self) -> None:
-        """Draw."""
-        self._enabled = True
-
-    def disable(self) -> None:
-        """Do not draw; Lightning calls it on all ranks but the first."""
-        self._enabled = False
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the line."""
-        self._line = tqdm(unit=" steps", initial=trainer.global_step, dynamic_ncols=True, disable=None if self._enabled else True)
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Draw the line, if a tenth of a second has passed."""
-        if not self._line.disable and monotonic() - self._drawn_at > 0.1:
-            self._draw(trainer, pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the line for the last time."""
-        if not self._line.disable:
-            self._draw(trainer, pl_module)
-        self._line.close()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the line, so that the message begins a new one."""
-        self._line.close()
-
-    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, Fit)
-        name = pl_module.model.monitor
-        shown = {key: float(value) for key, value in trainer.callback_metrics.items() if key in (name, pl_module.monitor)}
-        self._line.set_description(f"epoch {trainer.current_epoch + 1}", refresh=False)
-        self._line.set_postfix({key: f"{value:.2f}" for key, value in sorted(shown.items())}, refresh=False)
-        self._line.total, self._line.n = pl_module.clock.total, trainer.global_step
-        self._line.refresh()
-        self._drawn_at = monotonic()
 
 
 @final

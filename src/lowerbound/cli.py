@@ -92,8 +92,8 @@ def check_overrides(cfg: DictConfig) -> None:
     """
     choices = dict(HydraConfig.get().runtime.choices)
     known = {*choices, *OmegaConf.load(conf_folder() / "config.yaml")}
-    for override in get_args(sys.argv[1:]).overrides:
-        added = re.match(r"\+{1,2}(\w+)=", override)
+    for override in OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False) or ():
+        added = re.match(r"\+{1,2}(\w+)=", str(override))
         if added and added[1] not in known:
             raise ConfigCompositionException(f"Could not override '{added[1]}'.")
     _check_values(cfg)
@@ -155,10 +155,9 @@ def _explain_key(key: str, overrides: Sequence[str], config_dir: str | None) -> 
         groups = {group: loader.get_group_options(group) for group in loader.list_groups("") if group != "hydra"}
         hydra_groups = [f"hydra/{group}" for group in loader.list_groups("hydra")]
     if key in groups:
-        return [
-            f"{typed}: with model={cfg.hydra.runtime.choices.get('model')} there is no {key} to choose.",
-            f"{PROGRAM} --help lists the groups.",
-        ]
+        chosen = cfg.hydra.runtime.choices
+        run = ", ".join(f"{group}={chosen[group]}" for group in ("model", "likelihood") if group in chosen)
+        return [f"{typed}: with {run} there is no {key} to choose.", f"{PROGRAM} --help lists the groups."]
     known = [*groups, *hydra_groups, *(name for name, _ in _items(cfg))]
     meant = near_matches(key, [name for name in known if name.startswith("hydra") == key.startswith("hydra")])
     choices = {choice: f"{group}={choice}" for group, options in groups.items() for choice in options}
@@ -173,7 +172,8 @@ def _explain_other(error: Exception) -> list[str]:
     lines = [line.strip().replace("full_key: ", "in ") for line in text.splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith("object_type=")] or [type(error).__name__]
     hint = [] if isinstance(error, HydraException) else ["debug=true shows the whole traceback."]
-    return [*lines, *hint][:3]
+    answer = [*lines, *hint][: max(3, len(lines))]
+    return [*answer[:2], *answer[2:][-1:]]
 
 
 def _question(meant: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -101,8 +102,7 @@ class Fit(LightningModule, ABC):
         """Log the means under ``stage/``, at the optimizer step, and begin anew."""
         values = {f"{stage}/{name}": value for name, value in means.compute().items()} | others
         means.reset()
-        if values:
-            self.log_dict(values | {"step": float(self.clock.now)})
+        self.log_dict(values | {"step": float(self.clock.now)})
 
     @property
     def settings(self) -> dict[str, float]:
@@ -133,8 +133,10 @@ class Fit(LightningModule, ABC):
         if self.trainer.sanity_checking:
             self.val_means.reset()
             return
-        self.log_means("train", self.train_means)
-        self.log_means("val", self.val_means, **(self.settings if self.trainer.state.fn == "fit" else {}))
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        if fitting:
+            self.log_means("train", self.train_means)
+        self.log_means("val", self.val_means, **(self.settings if fitting else {}))
 
     def on_test_epoch_start(self) -> None:
         """Draw the same noise in every test."""

@@ -7,7 +7,10 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate as hydra_instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
+
+_DOES_NOT_FIT = (ValueError, TypeError, ImportError, InstantiationException, MisconfigurationException)
 
 
 def instantiate(config: DictConfig, *args: object, **kwargs: object) -> Any:
@@ -26,7 +29,7 @@ def instantiate(config: DictConfig, *args: object, **kwargs: object) -> Any:
         return hydra_instantiate(config, *args, _convert_="object", **kwargs)
     except InstantiationException as error:
         cause = error.__cause__
-        if cause is None or isinstance(cause, (ValueError, TypeError, ImportError, InstantiationException)):
+        if cause is None or isinstance(cause, _DOES_NOT_FIT):
             raise ValueError(_message(error, config)) from error
         raise cause from None
 

@@ -38,8 +38,8 @@ def reconstructions(inputs: Tensor, outputs: Tensor, shape: Sequence[int] | None
     inputs, outputs = _ready(inputs), _ready(outputs)
     if shape is None:
         return _cloud_of_entries(inputs, outputs)
-    figure, (axes,) = _figure(0.62 * len(inputs) + 0.9, 1.2 * shape[1] / shape[2] + 0.4, "Inputs and their reconstructions")
-    _show_grid(axes, torch.cat([inputs, outputs]), shape, columns=len(inputs), limits_from=inputs)
+    figure, (axes,) = make_figure(0.62 * len(inputs) + 0.9, 1.2 * shape[1] / shape[2] + 0.4, "Inputs and their reconstructions")
+    show_grid(axes, torch.cat([inputs, outputs]), shape, columns=len(inputs), limits_from=inputs)
     axes.set_yticks([0.5 * (shape[1] + 1), 1.5 * (shape[1] + 1)], ["input", "reconstruction"])
     return figure
 
@@ -54,8 +54,8 @@ def samples(draws: Tensor, shape: Sequence[int] | None = None, data: Tensor | No
     title, columns = "Means of p(x | z), z drawn from the prior", math.ceil(math.sqrt(len(draws)))
     if shape is None:
         return _draws_over_data(draws, data, title)
-    figure, (axes,) = _figure(0.5 * columns + 0.2, 0.5 * math.ceil(len(draws) / columns) * shape[1] / shape[2] + 0.4, title)
-    _show_grid(axes, draws, shape, columns, limits_from=data)
+    figure, (axes,) = make_figure(0.5 * columns + 0.2, 0.5 * math.ceil(len(draws) / columns) * shape[1] / shape[2] + 0.4, title)
+    show_grid(axes, draws, shape, columns, limits_from=data)
     return figure
 
 
@@ -66,7 +66,7 @@ def latent_plane(codes: Tensor, labels: Tensor | None = None) -> Figure:
     """
     labels = None if labels is None else labels.detach().cpu()
     points, names = _plane(_ready(codes), "z")
-    figure, (axes,) = _figure(5.2, 4.2, f"Posterior means of {len(codes):,} data" + ("" if labels is None else ", by label"))
+    figure, (axes,) = make_figure(5.2, 4.2, f"Posterior means of {len(codes):,} data" + ("" if labels is None else ", by label"))
     axes.set(xlabel=names[0], ylabel=names[1] if len(names) > 1 else "number of data")
     if len(names) > 1:
         _scatter(axes, points, labels)
@@ -82,7 +82,7 @@ def learning_curves(columns: Mapping[str, Sequence[float]]) -> Figure:
     chosen for the last nine tenths of the run: the climb of the first steps would flatten the rest.
     """
     present = {name: title for name, title in _CURVES.items() if f"val/{name}" in columns}
-    figure, panels = _figure(3.0 * len(present) + 0.4, 2.7, *present.values())
+    figure, panels = make_figure(3.0 * len(present) + 0.4, 2.7, *present.values())
     for axes, name in zip(panels, present, strict=True):
         _draw_curves(axes, columns, name)
         axes.set_xlabel("optimizer steps")
@@ -100,7 +100,7 @@ def kl_spectrum(kl: Tensor) -> Figure:
     values = kl.sort(descending=True).values.clamp(min=1e-6)  # a logarithmic axis has no zero
     used = int((values > COLLAPSED).sum())
     title = f"{used} of {len(values)} latent dimensions above {COLLAPSED} nats; {kl.sum().item():.2f} nats in all"
-    figure, (axes,) = _figure(5.2, 3.2, title)
+    figure, (axes,) = make_figure(5.2, 3.2, title)
     ranks = torch.arange(1, len(values) + 1)
     axes.plot(ranks[:used], values[:used], "o", color=BLUE, markersize=5)
     axes.plot(ranks[used:], values[used:], "o", color=ORANGE, markersize=5)
@@ -118,7 +118,7 @@ def rate_distortion(rate: Sequence[float], distortion: Sequence[float], beta: Se
     The line through beta = 1 joins all pairs with its ELBO, -(rate + distortion); what lies above has a lower one.
     """
     points = sorted(zip(beta, rate, distortion, strict=True))
-    figure, (axes,) = _figure(5.2, 4.0, "Rate and distortion")
+    figure, (axes,) = make_figure(5.2, 4.0, "Rate and distortion")
     axes.plot([r for _, r, _ in points], [d for *_, d in points], color=BLUE, marker="o", markersize=5, linewidth=1.2)
     for b, r, d in points:
         axes.annotate(rf"$\beta$ = {b:g}", (r, d), xytext=(7, 5), textcoords="offset points", fontsize=8)
@@ -142,7 +142,7 @@ def _ready(x: Tensor) -> Tensor:
     return x.detach().cpu().double()
 
 
-def _figure(width: float, height: float, *titles: str) -> tuple[Figure, list[Axes]]:
+def make_figure(width: float, height: float, *titles: str) -> tuple[Figure, list[Axes]]:
     """A figure of some inches with a row of panels, one for each title, open above and to the right."""
     figure = Figure(figsize=(width, height), dpi=RESOLUTION, layout="constrained")
     panels = [figure.add_subplot(1, len(titles), i + 1) for i in range(len(titles))]
@@ -153,7 +153,7 @@ def _figure(width: float, height: float, *titles: str) -> tuple[Figure, list[Axe
     return figure, panels
 
 
-def _show_grid(axes: Axes, x: Tensor, shape: Sequence[int], columns: int, limits_from: Tensor) -> None:
+def show_grid(axes: Axes, x: Tensor, shape: Sequence[int], columns: int, limits_from: Tensor) -> None:
     """Images ``[N, D]`` in rows of `columns`, black to white over [0, 1] or, where the data leave it, over their range."""
     known = limits_from[~limits_from.isnan()]
     low, high = min(0.0, known.min().item()), max(1.0, known.max().item())
@@ -171,7 +171,7 @@ def _cloud_of_entries(inputs: Tensor, outputs: Tensor, most: int = 5000) -> Figu
     x, y = inputs[row, dimension], outputs[row, dimension]
     total = (x - inputs.nanmean(0)[dimension]).square().sum()
     title = f"Entries of {len(inputs):,} data and their reconstructions, $R^2$ = {1 - ((x - y).square().sum() / total).item():.3f}"
-    figure, (axes,) = _figure(4.8, 3.8, title)
+    figure, (axes,) = make_figure(4.8, 3.8, title)
     shown = torch.linspace(0, len(x) - 1, min(len(x), most)).round().long()  # evenly over the rows
     cloud = axes.scatter(x[shown], y[shown], c=dimension[shown] + 1, s=8, alpha=0.6, linewidths=0, cmap="viridis", rasterized=True)
     axes.axline((x.mean().item(), x.mean().item()), slope=1, color=BLACK, linewidth=0.8, linestyle="--")
@@ -186,7 +186,7 @@ def _draws_over_data(draws: Tensor, data: Tensor, title: str) -> Figure:
     complete = data[~data.isnan().any(1)]
     complete = complete if len(complete) > 1 else draws
     points, names = _plane(torch.cat([complete, draws]), "x", len(complete))
-    figure, (axes,) = _figure(4.8, 3.8, title)
+    figure, (axes,) = make_figure(4.8, 3.8, title)
     axes.set(xlabel=names[0], ylabel=names[1] if len(names) > 1 else "density")
     for cloud, color, label in zip(points.split([len(complete), len(draws)]), (GREY, VERMILLION), ("data", "samples"), strict=True):
         if len(names) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from lowerbound.fit import Fit
 from lowerbound.gradient import GradientFit
 from lowerbound.instantiate import instantiate
 from lowerbound.model import LatentVariableModel
-from lowerbound.tracking import MetricsFile
+from lowerbound.tracking import MetricsFile, finish
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,17 @@ def train(config: DictConfig) -> float:
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(config, folder / files.CONFIG, resolve=True)
     log_config(trainer, config)
-    started = perf_counter()
-    trainer.fit(fit, datamodule=data)
-    seconds = perf_counter() - started
-    results = conclude(trainer, fit, data, folder)
-    results |= circumstances(trainer, fit, seconds, str(config.name))
+    try:
+        started = perf_counter()
+        trainer.fit(fit, datamodule=data)
+        seconds = perf_counter() - started
+        results = conclude(trainer, fit, data, folder)
+    except BaseException:
+        finish(trainer.loggers, {}, exit_code=1)
+        raise
+    finish(trainer.loggers, results)
     if trainer.is_global_zero:
+        results |= circumstances(trainer, fit, seconds, str(config.name))
         files.write_results(folder, results)
         announce(results, folder)
     return results[fit.monitor]
@@ -127,7 +133,10 @@ def make_trainer(config: DictConfig, folder: Path) -> Trainer:
     """The Trainer with its callbacks and loggers; they write into the run folder."""
     callbacks: list[Callback] = [MetricsFile(), *(instantiate(node) for node in config.callbacks.values())]
     loggers: list[Logger] = [instantiate(node, save_dir=str(folder)) for node in config.logger.values()]
-    return instantiate(config.trainer, default_root_dir=str(folder), callbacks=callbacks, logger=loggers or False)
+    watched = config.trainer.enable_progress_bar and sys.stderr.isatty()  # in a log file a bar is a thousand lines
+    return instantiate(
+        config.trainer, default_root_dir=str(folder), callbacks=callbacks, logger=loggers or False, enable_progress_bar=watched
+    )
 
 
 def log_config(trainer: Trainer, config: DictConfig) -> None:
