@@ -14,12 +14,12 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import lowerbound  # isort: skip  before lightning, whose import it mends beside a CPU build of torch
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-import lowerbound
 from lowerbound.callbacks import BestWeights, LastCheckpoint
 from lowerbound.data import TorchvisionImages
 from lowerbound.data.prepare import Preparation

@@ -6,12 +6,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import lowerbound  # isort: skip  before lightning, whose import it mends beside a CPU build of torch
 import torch
+from lightning.pytorch import Trainer
 
-import lowerbound  # before lightning
-
-from lightning.pytorch import Trainer  # isort: skip
-from lowerbound.data import InMemory  # isort: skip
+from lowerbound.data import InMemory
 
 
 def main(folder: Path, ranks: int, global_batch: int) -> None:

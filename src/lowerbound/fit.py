@@ -100,9 +100,11 @@ class Fit(LightningModule, ABC):
 
     def log_means(self, stage: str, means: BoundMeans, **others: float) -> None:
         """Log the means under ``stage/``, at the optimizer step, and begin anew."""
-        values = {f"{stage}/{name}": value for name, value in means.compute().items()} | others
+        values = {f"{stage}/{name}": value for name, value in means.compute().items()}
         means.reset()
-        self.log_dict(values | {"step": float(self.clock.now)})
+        exact = {name: torch.tensor(value, dtype=torch.float64) for name, value in {**others, "step": self.clock.now}.items()}
+        # The means are already those of all ranks; saying so once more only keeps Lightning from warning.
+        self.log_dict(values | exact, sync_dist=True)
 
     @property
     def settings(self) -> dict[str, float]:

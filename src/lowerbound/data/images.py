@@ -70,7 +70,7 @@ class TorchvisionImages(TensorDataModule):
             images = getattr(datasets, self.dataset)(self.folder, train=train, download=self.download)
         except (RuntimeError, OSError) as error:
             raise ValueError(
-                f"{self.dataset} is not in {self.folder.absolute()} ({error}).\n"
+                f"{self.dataset} is not in {self.folder.absolute()} ({str(error).splitlines()[0]}).\n"
                 f"Set data.root, or LOWERBOUND_DATA, to the folder that holds {self.dataset}/, or data.download=true (now {self.download})."
             ) from error
         pixels = torch.as_tensor(images.data)
