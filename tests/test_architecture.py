@@ -10,15 +10,15 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "lowerbound"
 
 FLOORS = (
-    "_torchvision errors instantiate distributions networks schedules data.source data.steps data.prepare",
+    "_torchvision errors instantiate distributions networks schedules randomness data.source data.steps data.prepare",
     "parts data.batches data.module",
     "priors likelihoods posteriors data.images data.tables",
     "model models data.synthetic data.__init__",
     "objectives bounds metrics",
-    "fit gradient plots folder",
-    "callbacks tracking",
+    "fit gradient plots study_plots folder",
+    "callbacks tracking studies amortization decoding",
     "run",
-    "__init__",
+    "__init__ sweep",
     "cli",
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names.split()}

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lowerbound.models as models
 from lowerbound.callbacks import BestWeights, LastCheckpoint, Pictures, StopEarly
-from lowerbound.data import InMemory
+from lowerbound.data import Digits, InMemory
 from lowerbound.folder import model_state, read_checkpoint
 from lowerbound.gradient import GradientFit
 from lowerbound.instantiate import instantiate
@@ -219,3 +219,12 @@ def test_the_configured_callbacks_work_together(tmp_path: Path) -> None:
     assert [type(callback) for callback in callbacks] == [BestWeights, LastCheckpoint, Pictures, StopEarly]
     trained(tmp_path, callbacks, enable_progress_bar=True)
     assert (tmp_path / "weights.ckpt").exists()
+
+
+@pytest.mark.parametrize(("rate", "epochs"), [(0.0, 3), (3e-3, 12)])
+def test_early_stopping_ends_what_no_longer_rises_and_nothing_else(tmp_path: Path, rate: float, epochs: int) -> None:
+    fit = GradientFit(models.linear_autoencoder(64, 2), optimizer=partial(torch.optim.SGD, lr=rate))
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(max_epochs=12, accelerator="cpu", callbacks=[StopEarly(patience=2)], default_root_dir=tmp_path, **options)
+    trainer.fit(fit, datamodule=Digits())
+    assert trainer.current_epoch == epochs

@@ -85,9 +85,12 @@ def test_sources_that_are_downloaded_say_where_they_are_not(choice: str, tmp_pat
 
 
 @pytest.mark.parametrize("choice", zoo.choices("experiment"))
-def test_every_experiment_composes_and_builds(choice: str) -> None:
-    fit, model = parts(zoo.composed(f"experiment={choice}"))
-    assert fit.model is model
+def test_every_experiment_builds_and_passes_a_batch(choice: str) -> None:
+    config = zoo.composed(f"experiment={choice}")
+    fit, model = parts(config)
+    bound = fit.objective(model, torch.rand(4, config.data.dim).round(), Step(0, 100))
+    assert bound.value.shape == (4,)
+    assert bound.value.isfinite().all()
 
 
 @pytest.mark.parametrize(("group", "choice"), choices_of("trainer", "callbacks", "logger"))
@@ -197,6 +200,7 @@ def value_of(objective: Objective, model: LatentVariableModel) -> float:
         "network.encoder.sizes=[9]",
         "network.encoder.activation=tanh",
         "posterior.shared_scale=true",
+        "objective=iwae",
         "seed_of_the_model",
     ],
 )
@@ -215,6 +219,26 @@ def test_every_number_of_a_vae_changes_its_objective(override: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("choice", "other"),
+    [
+        (("objective=iwae",), "objective.num_samples=5"),
+        (("prior=mixture_of_gaussians", "objective.kl=sampled"), "prior.num_components=3"),
+        (("prior=mixture_of_gaussians", "objective.kl=sampled"), "prior.min_scale=0.5"),
+        (("objective=score_function",), "objective.num_samples=3"),
+        (("network=conv",), "network.encoder.channels=[8,8]"),
+    ],
+)
+def test_every_number_of_a_choice_changes_its_objective(choice: tuple[str, ...], other: str) -> None:
+    def value(*overrides: str) -> float:
+        config = zoo.composed(*overrides)
+        torch.manual_seed(0)
+        return value_of(instantiate(config.objective), instantiate(config.model))
+
+    assert value(*choice) == value(*choice)
+    assert abs(value(*choice) - value(*choice, other)) > 1e-3
+
+
+@pytest.mark.parametrize(
     ("overrides", "other"),
     [
         (("beta=warm_up",), "objective.beta.end=3"),
@@ -223,6 +247,9 @@ def test_every_number_of_a_vae_changes_its_objective(override: str) -> None:
         (("beta=cyclical",), "objective.beta.end=3"),
         (("beta=cyclical",), "objective.beta.cycles=3"),
         (("beta=cyclical",), "objective.beta.rise=0.9"),
+        (("beta=cyclical",), "objective.beta.start=0.5"),
+        (("beta=cyclical",), "objective.beta.fraction=0.5"),
+        (("beta=warm_up", "objective.beta.fraction=null", "objective.beta.steps=20"), "objective.beta.steps=40"),
     ],
 )
 def test_every_number_of_a_schedule_changes_it(overrides: tuple[str, ...], other: str) -> None:

@@ -90,6 +90,18 @@ def test_the_validation_does_not_depend_on_its_batches(batch_size: int) -> None:
     assert "val/kl" not in result
 
 
+@pytest.mark.parametrize("batch_size", [1, 7, 300])
+def test_nor_does_its_noise(batch_size: int) -> None:
+    """Of a VAE, to the last bit: 537 rows are measured in chunks that have noise of their own."""
+    x = toy(537)
+
+    def measured(batch_size: int) -> dict[str, float]:
+        (result,) = trainer().validate(GradientFit(small()), DataLoader(TensorDataset(x), batch_size=batch_size), verbose=False)
+        return result
+
+    assert measured(batch_size) == measured(1000)
+
+
 def test_training_means_are_over_all_rows_since_the_last_validation() -> None:
     """With a learning rate of 0 the epoch's mean is the mean over the rows, the short batch weighted by its rows."""
     x = toy(37)
@@ -117,6 +129,22 @@ def test_validation_does_not_change_training() -> None:
     often, _ = fitted(GradientFit(small()), max_epochs=4)
     once, _ = fitted(GradientFit(small()), max_epochs=4, check_val_every_n_epoch=4)
     assert same(often.model, once.model)
+
+
+def test_a_resumed_fit_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    """From a checkpoint at the end of an epoch: weights, optimizer, average, loader, noise and schedules go on."""
+
+    def fit() -> GradientFit:
+        return GradientFit(small(), ELBO(Linear(steps=9)), ema=0.9, clip=1.0)
+
+    straight, log = fitted(fit(), max_epochs=4)
+    _, runner = fitted(fit(), max_epochs=2)
+    runner.save_checkpoint(tmp_path / "last.ckpt")
+    resumed, other = fit(), trainer(max_epochs=4)
+    other.fit(resumed, datamodule=InMemory(toy(), batch_size=8), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert same(straight, resumed)
+    assert resumed.clock == straight.clock
+    assert {k: v.item() for k, v in log.callback_metrics.items()} == {k: v.item() for k, v in other.callback_metrics.items()}
 
 
 # Law 14
@@ -245,7 +273,7 @@ def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
 def test_batches_of_images_with_labels_are_rows() -> None:
     images = torch.rand(5, 1, 4, 7)
     assert torch.equal(rows((images, torch.arange(5)), 28), images.flatten(1))
-    assert rows(torch.rand(3, 5, 28), 28).shape == (3, 5, 28), "a block stays a block"
+    assert rows(torch.rand(3, 1, 28), 28).shape == (3, 28)
     with pytest.raises(ValueError, match="data_dim=27"):
         rows(images, 27)
 
@@ -268,6 +296,32 @@ def test_data_that_the_model_cannot_have_produced_are_refused_at_the_start() -> 
         fitted(GradientFit(model), InMemory(toy() * 3, batch_size=8))
     with pytest.raises(ValueError, match="NaN"):
         fitted(GradientFit(small()), InMemory(toy().masked_fill(toy() > 0.9, torch.nan), batch_size=8))
+
+
+@pytest.mark.parametrize("option", ["val_fraction", "test_fraction"])
+def test_a_part_without_rows_is_refused_at_the_start(option: str) -> None:
+    with pytest.raises(ValueError, match=rf"data\.{option}=0"):
+        fitted(GradientFit(small()), InMemory(toy(), **{option: 0.0}))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"optimizer": partial(torch.optim.Adam, lr="high")}, r"fit\.optimizer"),
+        ({"optimizer": torch.optim.LBFGS}, "LBFGS"),
+        ({"scheduler": torch.optim.lr_scheduler.StepLR}, r"fit\.scheduler.*step_size"),
+        ({"scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau}, "metric"),
+    ],
+)
+def test_recipes_that_lack_something_are_named(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        fitted(GradientFit(small(), **options))
+
+
+def test_weights_that_are_not_finite_are_found_by_the_next_validation() -> None:
+    fit = GradientFit(small(), optimizer=partial(torch.optim.SGD, lr=1e30))
+    with pytest.raises(NonFiniteError, match="not finite"):
+        fitted(fit, max_epochs=1)
 
 
 def test_grey_values_under_a_bernoulli_likelihood_are_remarked_on() -> None:

@@ -122,6 +122,26 @@ def gradients(objective: Objective, model: LatentVariableModel, x: Tensor, times
     return torch.stack(rows)
 
 
+def test_the_doubly_reparameterised_gradient_is_the_formula_of_the_paper() -> None:
+    """Tucker et al. 2019, eq. 8, written out with q's parameters in hand and the same noise: w^2 on the path through z, w on p."""
+    model, x, samples = zoo.build("linear_vae").double(), zoo.data("linear_vae", 3).double(), 4
+    torch.manual_seed(2)
+    parameters = list(model.parameters())
+    found = torch.autograd.grad(IWAE(samples, doubly_reparameterized=True)(model, x, Step()).value.sum(), parameters)
+    torch.manual_seed(2)
+    q, z, _ = model.draw(x, samples)
+    fixed = torch.distributions.Independent(torch.distributions.Normal(q.mean.detach(), q.stddev.detach()), 1)
+
+    def log_weight(z: Tensor) -> Tensor:
+        return model.log_likelihood(x, z) + model.prior().log_prob(z) - fixed.log_prob(z)
+
+    weights = log_weight(z).detach().softmax(0)
+    through_z = torch.autograd.grad((weights.square().detach() * log_weight(z)).sum(), list(model.posterior_rule.parameters()))
+    through_p = torch.autograd.grad((weights * log_weight(z.detach())).sum(), list(model.likelihood.parameters()))
+    for one, other in zip(found, (*through_p, *through_z), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

@@ -56,12 +56,21 @@ def test_the_results_add_up_and_say_how_they_came_about(finished: Path) -> None:
     assert {"seconds", "images_per_second", "versions", "device", "git_commit", "precision"} <= set(found)
 
 
-def test_the_best_weights_are_those_that_are_tested(finished: Path) -> None:
-    """val/elbo of the results is the best row of metrics.csv."""
-    rows = read_metrics(finished / "metrics.csv")
-    assert rows["step"] == [10, 20]
-    assert results(finished)["val/elbo"] == pytest.approx(max(rows["val/elbo"]), rel=1e-12)
+def test_the_best_weights_are_those_that_are_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """val/elbo of the results is the best row of metrics.csv, here not the last one: the learning rate is far too high."""
+    folder = run(tmp_path, monkeypatch, *SMALL, "fit.optimizer.lr=0.3", "trainer.max_epochs=6")
+    rows = read_metrics(folder / "metrics.csv")
+    assert rows["step"] == [10, 20, 30, 40, 50, 60]
+    assert max(rows["val/elbo"]) > rows["val/elbo"][-1] + 0.1
+    assert results(folder)["val/elbo"] == pytest.approx(max(rows["val/elbo"]), rel=1e-12)
     assert not any("time" in name for name in rows)
+
+
+def test_weights_of_an_older_run_in_the_folder_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    older = results(run(tmp_path, monkeypatch, *SMALL))
+    rows = read_metrics(run(tmp_path, monkeypatch, *SMALL, "trainer.max_epochs=1", "~callbacks.best") / "metrics.csv")
+    assert results(tmp_path / "run")["val/elbo"] == pytest.approx(rows["val/elbo"][-1], rel=1e-12)
+    assert results(tmp_path / "run")["val/elbo"] != older["val/elbo"]
 
 
 def test_the_configuration_is_resolved_and_names_no_machine(finished: Path) -> None:
@@ -192,7 +201,7 @@ def test_a_likelihood_in_a_file_of_the_users_own_trains_from_the_command_line(tm
 def test_from_python_without_configuration() -> None:
     x = torch.rand(60, 6)
     quiet = {"enable_progress_bar": False, "accelerator": "cpu"}
-    found = lowerbound.learn(lowerbound.vae(6, 2, sizes=[8]), data=x, max_epochs=2, **quiet)
+    found = lowerbound.learn(lowerbound.vae(6, 2, sizes=[8]), lowerbound.GradientFit, x, max_epochs=2, **quiet)
     assert set(found) == {"test/loss", "test/elbo", "test/reconstruction", "test/kl"}
     again = lowerbound.learn(lowerbound.autoencoder(6, 2, sizes=[8]), lowerbound.GradientFit, x.numpy(), max_epochs=2, **quiet)
     assert set(again) == {"test/loss", "test/reconstruction"}

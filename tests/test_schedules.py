@@ -22,7 +22,7 @@ def test_a_fraction_of_the_run_is_that_many_steps(now: int) -> None:
 def test_a_geometric_schedule_multiplies_by_the_same_factor() -> None:
     rate = Geometric(start=1.0, end=0.01, fraction=0.5)
     assert [rate(Step(now, 200)) for now in (0, 25, 50, 100, 150)] == pytest.approx([1, 0.1**0.5, 0.1, 0.01, 0.01])
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match="above 0"):
         Geometric(end=0.0, fraction=1.0)
 
 

@@ -32,7 +32,7 @@ BOUNDED: dict[str, tuple[str, ...]] = {
 }
 UNBOUNDED: dict[str, tuple[str, ...]] = {
     "autoencoder": ("model=autoencoder", *SMALL_MLP),
-    "autoencoder_bernoulli": ("model=autoencoder", "likelihood=bernoulli", "~noise", *SMALL_MLP),
+    "autoencoder_bernoulli": ("model=autoencoder", "likelihood=bernoulli", *SMALL_MLP),
     "linear_autoencoder": ("model=linear_autoencoder",),
 }
 ALL = BOUNDED | UNBOUNDED

@@ -28,6 +28,7 @@ from lowerbound.distributions import kl_per_dimension
 from lowerbound.fit import Fit, rows
 from lowerbound.folder import FIGURES, LAST, WEIGHTS
 from lowerbound.model import LatentVariableModel
+from lowerbound.randomness import own_generators
 from lowerbound.tracking import METRICS, read_metrics, send_picture
 
 
@@ -72,7 +73,8 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(Path(trainer.default_root_dir) / LAST)
+        if all(parameter.isfinite().all() for parameter in trainer.lightning_module.parameters()):
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / LAST)
         self._saved_at, self._saved_step = monotonic(), trainer.global_step
 
 
@@ -121,7 +123,7 @@ class Pictures(Callback):
         folder = Path(trainer.default_root_dir) / FIGURES
         folder.mkdir(parents=True, exist_ok=True)
         model = fit.evaluation_model
-        with torch.no_grad(), _own_generators(fit.device), _evaluating(model):
+        with torch.no_grad(), own_generators(0), _evaluating(model):
             for name, figure in self._figures(trainer, model):
                 pixels = plots.pixels(figure)
                 Image.fromarray(pixels).save(folder / f"{name}.png")
@@ -174,14 +176,6 @@ def _collect(trainer: Trainer, most: int) -> tuple[list[tuple[Tensor, Tensor | N
         if count >= most:
             break
     return batches, shape
-
-
-@contextmanager
-def _own_generators(device: torch.device) -> Iterator[None]:
-    """Random generators that start from the same seed every time and leave those of the run as they were."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
-        yield
 
 
 @contextmanager

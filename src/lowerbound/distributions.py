@@ -106,15 +106,6 @@ class FlatDensity(Distribution):
         raise ValueError("a flat prior cannot be sampled: choose prior=standard_normal for a model that generates")
 
 
-def has_closed_kl(q: Distribution, p: Distribution) -> bool:
-    """Whether torch knows KL(q, p) in closed form."""
-    try:
-        kl_divergence(q, p)
-    except NotImplementedError:
-        return False
-    return True
-
-
 def kl_per_dimension(q: Distribution, p: Distribution) -> Tensor:
     """KL(q, p) of each latent dimension ``[N, L]`` in nats; its sum over L is KL(q, p).
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import SequenceMatcher
+from math import inf
 
 _ALIKE = 0.6  # of the letters in common and in order: `vea` is like `vae`, `dim` is not like `name`
 _AS_GOOD = 0.05  # less alike than the best match and still named beside it
@@ -29,3 +30,27 @@ def _unlikeness(name: str, other: str) -> tuple[float, float]:
     whole = 1 - SequenceMatcher(None, name, other).ratio()
     last = 1 - SequenceMatcher(None, name.rpartition(".")[2], other.rpartition(".")[2]).ratio()
     return min(whole, last), whole
+
+
+def whole(value: object, what: str, least: int = 1) -> int:
+    """The value, if it is a whole number of at least `least`.
+
+    Raises:
+        ValueError: it is not; `what` names the option.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{what}={value!r} must be a whole number of at least {least}")
+    return value
+
+
+def real(value: object, what: str, above: float = -inf, least: float = -inf, below: float = inf) -> float:
+    """The value, if it is a number above `above`, at least `least` and below `below`.
+
+    Raises:
+        ValueError: it is not; `what` names the option.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (above < value < below and value >= least):
+        bounds = {"above": above, "of at least": least, "below": below}
+        stated = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if abs(bound) != inf)
+        raise ValueError(f"{what}={value!r} must be a number {stated}".rstrip())
+    return float(value)

@@ -7,6 +7,8 @@ datum. The ways of learning are its subclasses.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,23 +17,36 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lowerbound.data.module import TensorDataModule
+from lowerbound.data.batches import TensorBatches
+from lowerbound.data.module import PARTS, TensorDataModule
+from lowerbound.errors import NonFiniteError
+from lowerbound.folder import last_good
 from lowerbound.metrics import BoundMeans, sums
 from lowerbound.model import LatentVariableModel
 from lowerbound.objectives import ELBO, Objective, Reconstruction
+from lowerbound.randomness import generator_states, own_generators, set_generator_states
 from lowerbound.schedules import Step
 
-EVALUATION_SEED = 0
+CHUNK = 250  # rows that are measured with one draw of noise
+
+
+@dataclass
+class Measured:
+    """The means of a validation or test on its way: rows that wait for their chunk, and the chunks so far."""
+
+    means: BoundMeans
+    waiting: list[Tensor] = field(default_factory=list)
+    chunks: int = 0
 
 
 def rows(batch: Any, data_dim: int) -> Tensor:
-    """The data of a batch: x of x or (x, labels), images flattened; ``[B, D]``, or a block ``[K, B, D]``.
+    """The data ``[B, D]`` of a batch: x of x or (x, labels), images flattened.
 
     Raises:
         ValueError: the batch does not hold rows of `data_dim` numbers.
     """
     x = batch[0] if isinstance(batch, (tuple, list)) else batch
-    x = x if x.ndim == 3 and x.shape[-1] == data_dim else x.flatten(1)
+    x = x.flatten(1)
     if x.shape[-1] != data_dim:
         raise ValueError(f"the loader yields {tuple(x.shape)}, which are no rows of the model's data_dim={data_dim} numbers")
     return x
@@ -53,6 +68,7 @@ class Fit(LightningModule, ABC):
         self.clock = Step()
         self.rows_seen = 0
         self.remarks: list[str] = []
+        self._resumed: dict[str, Any] = {}
         self.train_means, self.val_means, self.test_means = (BoundMeans(model.is_bounded) for _ in range(3))
 
     @abstractmethod
@@ -70,16 +86,17 @@ class Fit(LightningModule, ABC):
         return f"val/{self.model.monitor}"
 
     def on_fit_start(self) -> None:
-        """Check the training data, where they are known beforehand, against the model."""
+        """Check the data, where they are known beforehand, against the model."""
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, TensorDataModule):
-            for x in data.chunks("train"):
+            data.require_rows(self.trainer.world_size)
+            for x in (x for part in PARTS for x in data.chunks(part)):
                 self._check_data(x)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Check the first batch of a loader of the user's, of which nothing else is known, against the model."""
-        if not self.rows_seen and not isinstance(getattr(self.trainer, "datamodule", None), TensorDataModule):
-            self._check_data(rows(batch, self.model.data_dim).flatten(0, -2))
+        if not self.rows_seen and not isinstance(self.trainer.train_dataloader, TensorBatches):
+            self._check_data(rows(batch, self.model.data_dim))
 
     def _check_data(self, x: Tensor) -> None:
         remark = self.model.check_data(x)
@@ -88,20 +105,36 @@ class Fit(LightningModule, ABC):
             rank_zero_warn(remark, category=UserWarning)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the optimizer step that schedules are functions of, and how the data were prepared."""
+        """Keep what Lightning does not: the optimizer step, the generators, the loader's place, how the data were prepared."""
         checkpoint["clock"] = [self.clock.now, self.clock.total]
+        checkpoint["generators"] = generator_states()
+        if isinstance(loader := self.trainer.train_dataloader, TensorBatches):
+            checkpoint["loader"] = loader.state_dict()
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, TensorDataModule):
             checkpoint["preparation"] = dict(data.prepare.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the optimizer step."""
+        """Take back the optimizer step now, and the rest when training starts."""
         self.clock = Step(*checkpoint["clock"])
+        self._resumed = {name: checkpoint[name] for name in ("generators", "loader") if name in checkpoint}
+        checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)  # it would hand out the old epoch again
+
+    def on_train_start(self) -> None:
+        """Go on where the checkpoint left the generators and the loader."""
+        if isinstance(loader := self.trainer.train_dataloader, TensorBatches) and "loader" in self._resumed:
+            loader.load_state_dict(self._resumed["loader"])
+        if "generators" in self._resumed:
+            set_generator_states(self._resumed["generators"])
+        self._resumed = {}
 
     def log_means(self, stage: str, means: BoundMeans, **others: float) -> None:
         """Log the means under ``stage/``, at the optimizer step, and begin anew."""
         values = {f"{stage}/{name}": value for name, value in means.compute().items()}
         means.reset()
+        if bad := [name for name, value in values.items() if not value.isfinite()]:
+            folder = Path(self.trainer.default_root_dir)
+            raise NonFiniteError(f"after optimizer step {self.clock.now}: {', '.join(bad)} not finite. {last_good(folder)}.")
         exact = {name: torch.tensor(value, dtype=torch.float64) for name, value in {**others, "step": self.clock.now}.items()}
         # The means are already those of all ranks; saying so once more only keeps Lightning from warning.
         self.log_dict(values | exact, sync_dist=True)
@@ -112,26 +145,17 @@ class Fit(LightningModule, ABC):
         beta = self.objective.beta
         return {} if beta is None else {"beta": beta(self.clock)}
 
-    def evaluate(self, batch: Any, means: BoundMeans) -> None:
-        """Add a batch to the means of validation or test."""
-        x = rows(batch, self.model.data_dim)
-        means.update(sums(self.objective(self.evaluation_model, x, self.clock)), len(x))
-
     def on_validation_epoch_start(self) -> None:
-        """Set the generators aside: every validation sees the same draws, and training does not see validation."""
-        self._generators = (torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
-        torch.manual_seed(EVALUATION_SEED + self.global_rank)
+        """Begin to measure: every validation sees the same noise, and training does not see validation."""
+        self._measured = Measured(self.val_means)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Add a batch to the validation's means."""
-        self.evaluate(batch, self.val_means)
+        self._add(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Log training and validation side by side and go on with the generators of training."""
-        cpu, cuda = self._generators
-        torch.set_rng_state(cpu)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
+        """Log training and validation side by side."""
+        self._measure(all_rows=True)
         if self.trainer.sanity_checking:
             self.val_means.reset()
             return
@@ -141,16 +165,34 @@ class Fit(LightningModule, ABC):
         self.log_means("val", self.val_means, **(self.settings if fitting else {}))
 
     def on_test_epoch_start(self) -> None:
-        """Draw the same noise in every test."""
-        torch.manual_seed(EVALUATION_SEED + self.global_rank)
+        """Begin to measure, with the same noise in every test."""
+        self._measured = Measured(self.test_means)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Add a batch to the test's means."""
-        self.evaluate(batch, self.test_means)
+        self._add(batch)
 
     def on_test_epoch_end(self) -> None:
         """Log the test."""
+        self._measure(all_rows=True)
         self.log_means("test", self.test_means)
+
+    def _add(self, batch: Any) -> None:
+        self._measured.waiting.append(rows(batch, self.model.data_dim))
+        self._measure(all_rows=False)
+
+    def _measure(self, all_rows: bool) -> None:
+        """Measure the rows that wait, in chunks of a fixed size, each with noise of its own: the loader's batches do not matter."""
+        measured = self._measured
+        if not all_rows and sum(map(len, measured.waiting)) < CHUNK:
+            return
+        chunks = torch.cat(measured.waiting).split(CHUNK) if measured.waiting else ()
+        measured.waiting = [] if all_rows or not chunks or len(chunks[-1]) == CHUNK else [chunks[-1]]
+        for x in chunks[: len(chunks) - len(measured.waiting)]:
+            with own_generators(measured.chunks * self.trainer.world_size + self.global_rank):
+                bound = self.objective(self.evaluation_model, x, self.clock)
+            measured.means.update(sums(bound), len(x))
+            measured.chunks += 1
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The codes ``[B, L]`` of a batch: the posterior means."""

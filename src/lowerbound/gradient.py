@@ -7,25 +7,39 @@ much as a step of a small model. K never changes the result. A plain batch ``[B,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim import LBFGS, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lowerbound.data.batches import TensorBatches
-from lowerbound.errors import NonFiniteError
+from lowerbound.errors import NonFiniteError, real, whole
 from lowerbound.fit import Fit, rows
 from lowerbound.folder import last_good
 from lowerbound.metrics import sums
 from lowerbound.model import LatentVariableModel
-from lowerbound.networks import positive
 from lowerbound.objectives import Objective
 from lowerbound.schedules import Schedule, Step
+
+T = TypeVar("T")
+
+
+def made(option: str, make: Callable[..., T], argument: object) -> T:
+    """What a recipe makes of its argument.
+
+    Raises:
+        ValueError: the recipe lacks something or has too much; the message names the option.
+    """
+    try:
+        return make(argument)
+    except TypeError as error:
+        raise ValueError(f"{option}: {error}") from error
 
 
 class GradientFit(Fit):
@@ -52,13 +66,11 @@ class GradientFit(Fit):
     ) -> None:
         super().__init__(model, objective)
         self.automatic_optimization = False
-        if ema is not None and not 0 < ema < 1:
-            raise ValueError(f"fit.ema={ema} is the decay per optimizer step and must lie between 0 and 1")
-        if clip is not None and not clip > 0:
-            raise ValueError(f"fit.clip={clip} is the largest norm of the gradient and must be positive")
-        (self.steps_per_execution,) = positive([steps_per_execution], "fit.steps_per_execution")
-        self.make_optimizer, self.scheduler, self.clip = optimizer, scheduler, clip
-        self.average = None if ema is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=False)
+        self.steps_per_execution = whole(steps_per_execution, "fit.steps_per_execution")
+        self.make_optimizer, self.scheduler = optimizer, scheduler
+        self.clip = None if clip is None else real(clip, "fit.clip, the largest norm of the gradient,", above=0)
+        decay = None if ema is None else real(ema, "fit.ema, the decay per optimizer step,", above=0, below=1)
+        self.average = None if decay is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=False)
         if self.average is not None:
             self.average.requires_grad_(False)  # DDP waits for gradients of whatever requires one
 
@@ -72,12 +84,17 @@ class GradientFit(Fit):
 
     def configure_optimizers(self) -> Any:
         """The optimizer, with the scheduler if it is one of torch's."""
-        optimizer = self.make_optimizer([p for p in self.model.parameters() if p.requires_grad])
+        optimizer = made("fit.optimizer", self.make_optimizer, [p for p in self.model.parameters() if p.requires_grad])
+        if isinstance(optimizer, LBFGS):
+            raise ValueError("fit.optimizer: LBFGS evaluates the loss several times a step, which is not offered; choose Adam or SGD")
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         if self.scheduler is None or isinstance(self.scheduler, Schedule):
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
+        scheduler = made("fit.scheduler", self.scheduler, optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ValueError("fit.scheduler: ReduceLROnPlateau waits for a metric, and schedulers step with the optimizer; choose another")
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     @property
     def settings(self) -> dict[str, float]:
@@ -92,6 +109,7 @@ class GradientFit(Fit):
 
     def on_train_start(self) -> None:
         """Learn how long the run will be, and refuse schedules that do not fit it."""
+        super().on_train_start()
         self.clock = Step(self.global_step, self._total_steps())
         for schedule in (self.objective.beta, self.scheduler):
             if isinstance(schedule, Schedule):
@@ -100,17 +118,18 @@ class GradientFit(Fit):
     def _total_steps(self) -> int | None:
         """Optimizer steps of the whole run, or None if only the clock ends it."""
         trainer, limits = self.trainer, []
-        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-            blocks, loader = int(trainer.num_training_batches), trainer.train_dataloader
-            limits.append(trainer.max_epochs * (loader.steps_in(blocks) if isinstance(loader, TensorBatches) else blocks))
+        blocks, loader = trainer.num_training_batches, trainer.train_dataloader
+        if trainer.max_epochs is not None and trainer.max_epochs >= 0 and blocks != inf:
+            steps = loader.steps_in(int(blocks)) if isinstance(loader, TensorBatches) else int(blocks)
+            limits.append(trainer.max_epochs * steps)
         if trainer.max_steps >= 0:
             limits.append(trainer.max_steps)
         return min(limits, default=None)
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """One optimizer step for each batch of the block, and no more than `max_steps` in all."""
-        x = rows(batch, self.model.data_dim)
-        block = x if x.ndim == 3 else x.unsqueeze(0)  # [K, B, D]
+        is_block = isinstance(self.trainer.train_dataloader, TensorBatches)
+        block = batch if is_block else rows(batch, self.model.data_dim).unsqueeze(0)  # [K, B, D]
         if self.trainer.max_steps >= 0:
             block = block[: self.trainer.max_steps - self.global_step]
         share = self._mean_rows(block.shape[1])

@@ -18,7 +18,8 @@ from torch.distributions import Distribution
 from torch.nn.functional import softplus
 
 from lowerbound.distributions import at_least_float32, bernoulli, diagonal_normal
-from lowerbound.networks import Recipe, positive
+from lowerbound.errors import real, whole
+from lowerbound.networks import Recipe
 from lowerbound.parts import Likelihood
 
 
@@ -39,25 +40,20 @@ def checked_scale(scale: float, min_scale: float) -> float:
     Raises:
         ValueError: the floor is not positive, or the scale does not lie above it.
     """
-    if not 0 < min_scale < scale:
-        raise ValueError(f"noise.scale={scale} must lie above its floor noise.min_scale={min_scale}, and the floor above 0")
-    return float(scale)
+    floor = real(min_scale, "noise.min_scale", above=0)
+    return real(scale, "noise.scale, which starts above its floor noise.min_scale,", above=floor)
 
 
 class FixedNoise(Noise):
     """One stated scale that is not learnt. With scale s, log p = -|x - f|^2 / (2 s^2) - D/2 log(2 pi s^2)."""
 
-    scale: Tensor
-
     def __init__(self, data_dim: int, scale: float = 1.0) -> None:
         super().__init__()
-        if not scale > 0:
-            raise ValueError(f"noise.scale={scale} must be positive")
-        self.register_buffer("scale", torch.tensor(float(scale)))
+        self.scale = real(scale, "noise.scale", above=0)
 
     def forward(self, raw: Tensor) -> Tensor:
         """The scale ``[]``."""
-        return self.scale
+        return raw.new_full((), self.scale)
 
 
 class SharedNoise(Noise):
@@ -109,7 +105,7 @@ class Gaussian(Likelihood):
 
     def __init__(self, network: Recipe, latent_dim: int, data_dim: int, noise: Noise) -> None:
         super().__init__()
-        self.latent_dim, self.data_dim = positive([latent_dim, data_dim], "latent_dim, data_dim")
+        self.latent_dim, self.data_dim = whole(latent_dim, "latent_dim"), whole(data_dim, "data.dim")
         self.network = network(data_dim * (1 + noise.outputs_per_dim))
         self.noise = noise
 
@@ -118,6 +114,12 @@ class Gaussian(Likelihood):
         outputs = at_least_float32(self.network(z))  # [..., D or 2 D]
         loc, raw = outputs[..., : self.data_dim], outputs[..., self.data_dim :]
         return diagonal_normal(loc, self.noise(raw))
+
+    def check_data(self, x: Tensor) -> str | None:
+        """Remark on bits, which have no density."""
+        if ((x != 0) & (x != 1)).any() or not self.noise.min_scale:
+            return None
+        return "the data are 0 and 1, which have no density: under likelihood=gaussian it grows without bound; choose likelihood=bernoulli."
 
     def floored(self) -> str | None:
         """A sentence if a learnt scale that does not depend on z has come within 5% of its floor."""
@@ -138,7 +140,7 @@ class Bernoulli(Likelihood):
 
     def __init__(self, network: Recipe, latent_dim: int, data_dim: int) -> None:
         super().__init__()
-        self.latent_dim, self.data_dim = positive([latent_dim, data_dim], "latent_dim, data_dim")
+        self.latent_dim, self.data_dim = whole(latent_dim, "latent_dim"), whole(data_dim, "data.dim")
         self.network = network(data_dim)
 
     def forward(self, z: Tensor) -> Distribution:

@@ -12,6 +12,8 @@ from math import prod
 
 from torch import Tensor, nn
 
+from lowerbound.errors import whole
+
 Recipe = Callable[[int], nn.Module]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -41,9 +43,9 @@ def positive(sizes: Sequence[int], what: str) -> list[int]:
     Raises:
         ValueError: one is not.
     """
-    if not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise ValueError(f"{what}={list(sizes)} must hold positive whole numbers")
-    return list(sizes)
+    if isinstance(sizes, (str, int)):
+        raise ValueError(f"{what}={sizes!r} must be a list of whole numbers, such as [512,256]")
+    return [whole(size, what) for size in sizes]
 
 
 class Linear(nn.Module):
@@ -64,7 +66,7 @@ class MLP(nn.Module):
 
     def __init__(self, outputs: int, *, inputs: int, sizes: Sequence[int], activation: str = "relu") -> None:
         super().__init__()
-        widths = positive([inputs, *sizes], "inputs, sizes")
+        widths = [*positive([inputs], "inputs"), *positive(sizes, "network.encoder.sizes")]
         hidden = [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), activation_module(activation))]
         self.layers = nn.Sequential(*hidden, nn.Linear(widths[-1], outputs))
 
@@ -78,7 +80,7 @@ class MLPDecoder(nn.Module):
 
     def __init__(self, outputs: int, *, inputs: int, sizes: Sequence[int], activation: str = "relu") -> None:
         super().__init__()
-        self.network = MLP(outputs, inputs=inputs, sizes=list(sizes)[::-1], activation=activation)
+        self.network = MLP(outputs, inputs=inputs, sizes=positive(sizes, "network.encoder.sizes")[::-1], activation=activation)
 
     def forward(self, z: Tensor) -> Tensor:
         """``[..., inputs]`` to ``[..., outputs]``."""
@@ -113,7 +115,7 @@ class ConvEncoder(nn.Module):
     def __init__(self, outputs: int, *, shape: Sequence[int] | None, channels: Sequence[int], activation: str = "relu") -> None:
         super().__init__()
         self.shape = image_shape(shape)
-        widths = [self.shape[0], *positive(channels, "channels")]
+        widths = [self.shape[0], *positive(channels, "network.encoder.channels")]
         layers = [nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1), activation_module(activation)) for a, b in pairwise(widths)]
         height, width = (halved(size, len(channels))[-1] for size in self.shape[1:])
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * height * width, outputs))
@@ -121,7 +123,7 @@ class ConvEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., C * H * W]`` to ``[..., outputs]``."""
         h = self.layers(x.reshape(-1, *self.shape))  # [N, outputs]
-        return h.reshape(*x.shape[:-1], -1)
+        return h.reshape(*x.shape[:-1], h.shape[-1])
 
 
 class ConvDecoder(nn.Module):
@@ -134,7 +136,7 @@ class ConvDecoder(nn.Module):
         _, height, width = image_shape(shape)
         if outputs % (height * width):
             raise ValueError(f"a convolutional decoder writes whole images: {outputs} outputs are no multiple of {height} x {width} pixels")
-        widths = [*reversed(positive(channels, "channels")), outputs // (height * width)]
+        widths = [*reversed(positive(channels, "network.encoder.channels")), outputs // (height * width)]
         sizes = list(zip(halved(height, len(channels)), halved(width, len(channels)), strict=True))[::-1]
         layers: list[nn.Module] = [nn.Linear(inputs, widths[0] * prod(sizes[0])), nn.Unflatten(-1, (widths[0], *sizes[0]))]
         for (a, b), (height, width) in zip(pairwise(widths), sizes[1:], strict=True):
@@ -146,4 +148,4 @@ class ConvDecoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """``[..., inputs]`` to ``[..., outputs]``."""
         h = self.layers(z.reshape(-1, z.shape[-1]))  # [N, outputs]
-        return h.reshape(*z.shape[:-1], -1)
+        return h.reshape(*z.shape[:-1], h.shape[-1])

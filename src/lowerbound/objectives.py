@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from lowerbound.distributions import full_precision, kl_per_dimension
+from lowerbound.errors import real, whole
 from lowerbound.model import Draw, LatentVariableModel
-from lowerbound.networks import positive
 from lowerbound.schedules import Schedule, Step, as_schedule
 
 
@@ -82,7 +82,7 @@ class Reconstruction(Objective):
     """E_q log p(x | z), by `num_samples` samples of q: maximum likelihood of an autoencoder."""
 
     def __init__(self, num_samples: int = 1) -> None:
-        (self.num_samples,) = positive([num_samples], "objective.num_samples")
+        self.num_samples = whole(num_samples, "objective.num_samples")
 
     def __call__(self, model: LatentVariableModel, x: Tensor, step: Step) -> Bound:
         """The terms for x ``[N, D]``."""
@@ -100,23 +100,25 @@ class ELBO(Objective):
     """
 
     def __init__(self, beta: float | Schedule = 1.0, free_bits: float = 0.0, num_samples: int = 1, kl: str = "analytic") -> None:
-        self.weight = self.beta = as_schedule(beta, "objective.beta")
-        (self.num_samples,) = positive([num_samples], "objective.num_samples")
+        self.beta = as_schedule(beta, "objective.beta")
+        self.num_samples = whole(num_samples, "objective.num_samples")
         if kl not in ("analytic", "sampled"):
             raise ValueError(f"objective.kl={kl!r} is unknown: analytic or sampled")
-        if not free_bits >= 0 or (free_bits and kl == "sampled"):
-            raise ValueError(f"objective.free_bits={free_bits} must be at least 0 nats per dimension, and needs objective.kl=analytic")
-        self.free_bits, self.kl = free_bits, sampled_kl if kl == "sampled" else analytic_kl
+        self.free_bits = real(free_bits, "objective.free_bits, in nats per dimension,", least=0)
+        if free_bits and kl == "sampled":
+            raise ValueError(f"objective.free_bits={free_bits} needs the KL of each dimension: set objective.kl=analytic")
+        self.kl = sampled_kl if kl == "sampled" else analytic_kl
 
     def __call__(self, model: LatentVariableModel, x: Tensor, step: Step) -> Bound:
         """The terms for x ``[N, D]`` at the beta of that step."""
         needs_evidence(model, self)
+        assert self.beta is not None
         draw = model.draw(x, self.num_samples)
         reconstruction = draw.log_likelihood.mean(0)  # [N]
         with full_precision(x):
             kl = self.kl(model, draw)  # [N]
             charged = kl_per_dimension(draw.q, model.prior()).clamp(min=self.free_bits).sum(-1) if self.free_bits else kl
-        return Bound(reconstruction - self.weight(step) * charged, reconstruction, kl)
+        return Bound(reconstruction - self.beta(step) * charged, reconstruction, kl)
 
 
 class IWAE(Objective):
@@ -127,7 +129,7 @@ class IWAE(Objective):
     """
 
     def __init__(self, num_samples: int = 50, doubly_reparameterized: bool = False) -> None:
-        (self.num_samples,) = positive([num_samples], "objective.num_samples")
+        self.num_samples = whole(num_samples, "objective.num_samples")
         self.doubly_reparameterized = doubly_reparameterized
 
     def __call__(self, model: LatentVariableModel, x: Tensor, step: Step) -> Bound:
@@ -162,7 +164,7 @@ class ScoreFunctionELBO(Objective):
     """
 
     def __init__(self, num_samples: int = 1) -> None:
-        (self.num_samples,) = positive([num_samples], "objective.num_samples")
+        self.num_samples = whole(num_samples, "objective.num_samples")
 
     def __call__(self, model: LatentVariableModel, x: Tensor, step: Step) -> Bound:
         """The terms for x ``[N, D]``."""

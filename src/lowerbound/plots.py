@@ -65,7 +65,7 @@ def latent_plane(codes: Tensor, labels: Tensor | None = None) -> Figure:
     One dimension: histograms. Two: the plane. More: the first two principal components, with their shares of the variance.
     """
     labels = None if labels is None else labels.detach().cpu()
-    points, names = _plane(_ready(codes), "z")
+    points, names = plane(_ready(codes), "z")
     figure, (axes,) = make_figure(5.2, 4.2, f"Posterior means of {len(codes):,} data" + ("" if labels is None else ", by label"))
     axes.set(xlabel=names[0], ylabel=names[1] if len(names) > 1 else "number of data")
     if len(names) > 1:
@@ -185,7 +185,7 @@ def _draws_over_data(draws: Tensor, data: Tensor, title: str) -> Figure:
     """Draws of a model of tables over the data, as histograms (D = 1) or in a plane."""
     complete = data[~data.isnan().any(1)]
     complete = complete if len(complete) > 1 else draws
-    points, names = _plane(torch.cat([complete, draws]), "x", len(complete))
+    points, names = plane(torch.cat([complete, draws]), "x", len(complete))
     figure, (axes,) = make_figure(4.8, 3.8, title)
     axes.set(xlabel=names[0], ylabel=names[1] if len(names) > 1 else "density")
     for cloud, color, label in zip(points.split([len(complete), len(draws)]), (GREY, VERMILLION), ("data", "samples"), strict=True):
@@ -197,7 +197,7 @@ def _draws_over_data(draws: Tensor, data: Tensor, title: str) -> Figure:
     return figure
 
 
-def _plane(x: Tensor, symbol: str, count: int | None = None) -> tuple[Tensor, list[str]]:
+def plane(x: Tensor, symbol: str, count: int | None = None) -> tuple[Tensor, list[str]]:
     """x ``[N, D]`` in at most two coordinates, and their names; the principal components are those of the first `count` rows."""
     if x.shape[1] <= 2:
         return x, [f"${symbol}_{i + 1}$" for i in range(x.shape[1])]

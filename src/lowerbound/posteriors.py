@@ -17,7 +17,8 @@ from torch.distributions import Distribution, MultivariateNormal
 
 from lowerbound import distributions
 from lowerbound.distributions import at_least_float32, diagonal_normal
-from lowerbound.networks import Recipe, positive
+from lowerbound.errors import whole
+from lowerbound.networks import Recipe
 from lowerbound.parts import Posterior
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class DiagonalGaussian(Posterior):
 
     def __init__(self, network: Recipe, latent_dim: int, shared_scale: bool = False) -> None:
         super().__init__()
-        (self.latent_dim,) = positive([latent_dim], "latent_dim")
+        self.latent_dim = whole(latent_dim, "latent_dim")
         self.network = network(latent_dim if shared_scale else 2 * latent_dim)
         self.log_scale = nn.Parameter(torch.zeros(latent_dim)) if shared_scale else None  # [L]
 
@@ -45,7 +46,7 @@ class FullGaussian(Posterior):
 
     def __init__(self, network: Recipe, latent_dim: int) -> None:
         super().__init__()
-        (self.latent_dim,) = positive([latent_dim], "latent_dim")
+        self.latent_dim = whole(latent_dim, "latent_dim")
         self.network = network(2 * latent_dim + latent_dim * (latent_dim - 1) // 2)
 
     def forward(self, x: Tensor, model: LatentVariableModel) -> Distribution:
@@ -66,7 +67,7 @@ class Delta(Posterior):
 
     def __init__(self, network: Recipe, latent_dim: int) -> None:
         super().__init__()
-        (self.latent_dim,) = positive([latent_dim], "latent_dim")
+        self.latent_dim = whole(latent_dim, "latent_dim")
         self.network = network(latent_dim)
 
     def forward(self, x: Tensor, model: LatentVariableModel) -> Distribution:

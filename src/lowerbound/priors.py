@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, MixtureSameFamily
 
 from lowerbound.distributions import FlatDensity, diagonal_normal
-from lowerbound.networks import positive
+from lowerbound.errors import real, whole
 from lowerbound.parts import Prior
 
 
@@ -18,7 +18,7 @@ class StandardNormal(Prior):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        (self.latent_dim,) = positive([latent_dim], "latent_dim")
+        self.latent_dim = whole(latent_dim, "latent_dim")
         self.register_buffer("zero", torch.zeros(latent_dim), persistent=False)
 
     def forward(self) -> Distribution:
@@ -35,8 +35,8 @@ class MixtureOfGaussians(Prior):
 
     def __init__(self, latent_dim: int, num_components: int = 10, min_scale: float = 1e-3) -> None:
         super().__init__()
-        self.latent_dim, components = positive([latent_dim, num_components], "latent_dim, num_components")
-        self.min_scale = min_scale
+        self.latent_dim, components = whole(latent_dim, "latent_dim"), whole(num_components, "prior.num_components")
+        self.min_scale = real(min_scale, "prior.min_scale", above=0)
         self.logits = nn.Parameter(torch.zeros(components))  # [K]
         self.loc = nn.Parameter(torch.randn(components, latent_dim))  # [K, L]
         self.log_scale = nn.Parameter(torch.zeros(components, latent_dim))  # [K, L]
@@ -55,7 +55,7 @@ class Flat(Prior):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        (self.latent_dim,) = positive([latent_dim], "latent_dim")
+        self.latent_dim = whole(latent_dim, "latent_dim")
 
     def forward(self) -> Distribution:
         """Log-density 0 on R^L."""

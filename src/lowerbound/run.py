@@ -11,21 +11,26 @@ from typing import Any, cast
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import ArrayLike
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from lowerbound import folder as files
-from lowerbound.callbacks import Pictures
+from lowerbound.callbacks import BestWeights, Pictures
 from lowerbound.data import InMemory
 from lowerbound.data.prepare import Preparation
+from lowerbound.errors import whole
 from lowerbound.fit import Fit
-from lowerbound.gradient import GradientFit
 from lowerbound.instantiate import instantiate
 from lowerbound.model import LatentVariableModel
+from lowerbound.studies import Study, unit, written
 from lowerbound.tracking import MetricsFile, finish
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
 
 
 @dataclass(frozen=True)
@@ -64,15 +69,15 @@ def load_preparation(config: DictConfig, checkpoint: dict[str, Any]) -> Preparat
 
 def learn(
     model: LatentVariableModel,
-    fit: Callable[[LatentVariableModel], Fit] = GradientFit,
-    data: LightningDataModule | Tensor | Any = None,
+    fit: Callable[[LatentVariableModel], Fit],
+    data: LightningDataModule | ArrayLike | Tensor,
     seed: int = 0,
     **trainer: Any,
 ) -> dict[str, float]:
-    """Fit a model in place and return its test means, in nats per datum.
+    """Fit a model in place and return the test means of its last weights, in nats per datum.
 
     `data` is a LightningDataModule or an array ``[N, D]``; `fit` a way of learning, for instance
-    ``partial(GradientFit, objective=IWAE(50))``; `trainer` goes to ``lightning.Trainer``. Nothing is written to disk.
+    ``GradientFit``, or ``partial(GradientFit, objective=IWAE(50))``; `trainer` goes to ``lightning.Trainer``. Nothing is written to disk.
 
     Raises:
         ValueError: the data do not fit the model, or an option is out of its range.
@@ -94,8 +99,8 @@ def train(config: DictConfig) -> float:
         ValueError: the configuration, the data and the machine do not fit each other.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    refuse_silent_precision(config.trainer)
-    seed_everything(config.seed, verbose=False)
+    check_trainer(config.trainer)
+    seed_everything(whole(config.seed, "seed", least=0), verbose=False)
     data, fit = instantiate(config.data), instantiate(config.fit)(instantiate(config.model))
     trainer = make_trainer(config, folder)
     if trainer.is_global_zero:
@@ -107,8 +112,10 @@ def train(config: DictConfig) -> float:
         trainer.fit(fit, datamodule=data)
         seconds = perf_counter() - started
         results = conclude(trainer, fit, data, folder)
-    except BaseException:
+    except BaseException as error:
         finish(trainer.loggers, {}, exit_code=1)
+        if isinstance(error, MisconfigurationException):
+            raise ValueError(str(error)) from error
         raise
     finish(trainer.loggers, results)
     if trainer.is_global_zero:
@@ -118,15 +125,22 @@ def train(config: DictConfig) -> float:
     return results[fit.monitor]
 
 
-def refuse_silent_precision(trainer: DictConfig) -> None:
-    """Refuse float16 on a CPU, where Lightning would take bfloat16 without saying so.
+def check_trainer(trainer: DictConfig) -> None:
+    """Refuse what Lightning would change without saying so, or would find out only at the end.
 
     Raises:
         ValueError: as said.
     """
-    on_cpu = trainer.accelerator == "cpu" or not torch.cuda.is_available()
-    if str(trainer.precision).startswith("16") and on_cpu:
-        raise ValueError(f"trainer.precision={trainer.precision} needs a GPU: on a CPU choose bf16-mixed or 32-true")
+    if trainer.precision not in PRECISIONS:
+        raise ValueError(f"trainer.precision={trainer.precision} is none of {', '.join(PRECISIONS)}")
+    if trainer.precision == "16-mixed" and (trainer.accelerator == "cpu" or not torch.cuda.is_available()):
+        raise ValueError("trainer.precision=16-mixed needs a GPU: on a CPU choose bf16-mixed or 32-true")
+    for limit in ("max_epochs", "max_steps"):
+        if trainer[limit] is not None:
+            whole(trainer[limit], f"trainer.{limit} (-1: no limit)", least=-1)
+    for part in ("val", "test"):
+        if trainer[f"limit_{part}_batches"] == 0:
+            raise ValueError(f"trainer.limit_{part}_batches=0: every run ends with a validation and a test; leave it null")
 
 
 def make_trainer(config: DictConfig, folder: Path) -> Trainer:
@@ -148,17 +162,20 @@ def log_config(trainer: Trainer, config: DictConfig) -> None:
 
 def conclude(trainer: Trainer, fit: Fit, data: LightningDataModule, folder: Path) -> dict[str, Any]:
     """Take the best weights, test them, draw the last pictures; the numbers of validation and test."""
-    if (folder / files.WEIGHTS).is_file():
-        fit.load_state_dict(files.read_checkpoint(folder / files.WEIGHTS)["state_dict"])
+    callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue] set in its constructor
+    if best := next((callback.best_model_path for callback in callbacks if isinstance(callback, BestWeights)), ""):
+        fit.load_state_dict(files.read_checkpoint(Path(best))["state_dict"])
     steps, epochs = trainer.global_step, trainer.current_epoch
     loggers, trainer.loggers = trainer.loggers, []  # the best weights are no point on the curves' last step
     (validation,) = trainer.validate(fit, datamodule=data, verbose=False)
     trainer.loggers = loggers
     (test,) = trainer.test(fit, datamodule=data, verbose=False)
-    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue] set in its constructor
+    numbers = {key: float(value) for key, value in {**validation, **test}.items() if key.startswith(("val/", "test/"))}
+    for callback in callbacks:
         if isinstance(callback, Pictures):
             callback.draw(trainer, fit)
-    numbers = {key: float(value) for key, value in {**validation, **test}.items() if key.startswith(("val/", "test/"))}
+        if isinstance(callback, Study):
+            numbers |= callback.conclude(trainer, fit)
     return numbers | {"optimizer_steps": steps, "epochs": epochs}
 
 
@@ -183,8 +200,9 @@ def circumstances(trainer: Trainer, fit: Fit, seconds: float, name: str) -> dict
 @rank_zero_only
 def announce(results: dict[str, Any], folder: Path) -> None:
     """Print the numbers, the remarks, and where the pictures are."""
-    numbers = {key: value for key, value in results.items() if key.startswith("test/")}
-    lines = [f"  {key:<22}{value:>12.4f}" + ("" if key.endswith("bits_per_dim") else " nats") for key, value in numbers.items()]
+    numbers = {key: value for key, value in results.items() if key.startswith(("test/", "study/"))}
+    width = max(map(len, numbers), default=0) + 2
+    lines = [f"  {key:<{width}}{written(value)}{unit(key)}" for key, value in numbers.items()]
     print(f"\n{results['name']}: {results['optimizer_steps']} optimizer steps in {results['seconds']:.1f} s")
     print("\n".join([*lines, *(f"  note: {remark}" for remark in results["remarks"])]))
     print(f"  pictures: {folder / files.FIGURES}\n  load it:  lowerbound.load({str(folder)!r})")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from math import exp, log
+
+from lowerbound.errors import real, whole
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,17 @@ def one_of(steps: int | None, fraction: float | None) -> None:
     """
     if (steps is None) == (fraction is None):
         raise ValueError(f"steps={steps}, fraction={fraction}: state the duration once, in optimizer steps or as a fraction of the run")
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps={steps} must be a positive number of optimizer steps")
-    if fraction is not None and not 0 < fraction <= 1:
-        raise ValueError(f"fraction={fraction} must lie in (0, 1]")
+    if steps is not None:
+        whole(steps, "steps")
+    if fraction is not None and real(fraction, "fraction", above=0) > 1:
+        raise ValueError(f"fraction={fraction} of the run must be at most 1")
 
 
 class Constant(Schedule):
     """The same value at every step."""
 
-    def __init__(self, value: float) -> None:
-        self.value = float(value)
+    def __init__(self, value: float, what: str = "value") -> None:
+        self.value = real(value, what, least=0)
 
     def __call__(self, step: Step) -> float:
         """The value."""
@@ -79,7 +80,7 @@ class Linear(Schedule):
 
     def __init__(self, end: float = 1.0, start: float = 0.0, steps: int | None = None, fraction: float | None = None) -> None:
         one_of(steps, fraction)
-        self.start, self.end, self.steps, self.fraction = float(start), float(end), steps, fraction
+        self.start, self.end, self.steps, self.fraction = real(start, "start", least=0), real(end, "end", least=0), steps, fraction
 
     def __call__(self, step: Step) -> float:
         """The value at that step."""
@@ -99,17 +100,16 @@ class Geometric(Schedule):
     """From `start` to `end` by the same factor at each of `steps` steps (or that `fraction` of the run), and `end` from there on."""
 
     def __init__(self, end: float, start: float = 1.0, steps: int | None = None, fraction: float | None = None) -> None:
-        if not (start > 0 and end > 0):
-            raise ValueError(f"start={start} and end={end} of a geometric schedule must be positive")
-        self.exponent = Linear(end=log(end), start=log(start), steps=steps, fraction=fraction)
+        self.start, self.ratio = real(start, "start", above=0), real(end, "end", above=0) / start
+        self.share = Linear(start=0.0, end=1.0, steps=steps, fraction=fraction)
 
     def __call__(self, step: Step) -> float:
         """The value at that step."""
-        return exp(self.exponent(step))
+        return self.start * self.ratio ** self.share(step)
 
     def check(self, total: int | None) -> None:
         """Raise ValueError if the schedule does not end inside the run."""
-        self.exponent.check(total)
+        self.share.check(total)
 
 
 class Cyclical(Schedule):
@@ -128,9 +128,10 @@ class Cyclical(Schedule):
         fraction: float | None = None,
     ) -> None:
         one_of(steps, fraction)
-        if cycles < 1 or not 0 < rise <= 1:
-            raise ValueError(f"cycles={cycles} must be at least 1 and rise={rise} in (0, 1]")
-        self.start, self.end, self.cycles, self.rise = float(start), float(end), cycles, rise
+        if real(rise, "rise", above=0) > 1:
+            raise ValueError(f"rise={rise} is a share of each cycle and must be at most 1")
+        self.start, self.end = real(start, "start", least=0), real(end, "end", least=0)
+        self.cycles, self.rise = whole(cycles, "cycles"), rise
         self.steps, self.fraction = steps, fraction
 
     def __call__(self, step: Step) -> float:
@@ -156,6 +157,6 @@ def as_schedule(value: float | Schedule, what: str) -> Schedule:
     """
     if isinstance(value, Schedule):
         return value
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-        raise ValueError(f"{what}={value!r} must be a number of at least 0, or a schedule such as {what}=warm_up")
-    return Constant(value)
+    if isinstance(value, str):
+        raise ValueError(f"{what}={value!r} must be a number of at least 0, or a schedule: beta=warm_up or beta=cyclical")
+    return Constant(value, what)

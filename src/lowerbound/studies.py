@@ -2,12 +2,11 @@
 
     BruteForce         what does log p(x) cost as a sum over a grid of z, and what do the bounds cost?
     GradientVariance   what is the pathwise gradient worth beside the score-function gradient?
-    DeadAreas          do draws from N(0, I) fall where the decoder has seen codes?
-    NoiseScale         does the noise s of a Gaussian likelihood say how far reconstructions are off?
-    DecoderUnits       of what is the ELBO a bound: of a density or of a probability?
 
-A study is one named key under `callbacks` of an experiment. Numbers are nats unless the last word of their name is one of
-`PLAIN`; they go into results.json as ``study/<name>``, the picture into figures/.
+Those of the decoder are in `decoding`, that of the encoder in `amortization`.
+
+A study is one named key under `callbacks` of an experiment. Its numbers go into results.json as ``study/<name>``, its picture
+into figures/. Numbers are nats unless the last word of their name says otherwise.
 """
 
 from __future__ import annotations
@@ -25,21 +24,32 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from torch.distributions import MultivariateNormal, Normal
 
 from lowerbound import plots, study_plots
 from lowerbound.bounds import MAX_QUADRATURE_DIM, quadrature_log_evidence
 from lowerbound.data.module import TensorDataModule
-from lowerbound.distributions import Factorized, kl_per_dimension
 from lowerbound.fit import Fit
 from lowerbound.folder import FIGURES
-from lowerbound.likelihoods import Gaussian
 from lowerbound.model import LatentVariableModel
 from lowerbound.objectives import ELBO, Objective, ScoreFunctionELBO
+from lowerbound.randomness import own_generators
 from lowerbound.schedules import Step
 from lowerbound.tracking import send_picture
 
-PLAIN = ("dimensions", "error", "evaluations", "points", "ratio", "scale", "share", "variance")
+CHUNK = 128  # grid points at a time: a few megabytes, which stay in the processor's cache
+NOT_NATS = ("dim", "dimensions", "error", "evaluations", "points", "ratio", "scale", "share", "variance")
+
+
+def unit(key: str) -> str:
+    """What to write behind the number of that name."""
+    return "" if key.rpartition("_")[2] in NOT_NATS else " nats"
+
+
+def written(value: float) -> str:
+    """A number in twelve places, with four decimals where they say something."""
+    if value == round(value) and 0 < abs(value) < 1e7:
+        return f"{value:>12.0f}"
+    return f"{value:>12.4f}" if value == 0 or 0.01 <= abs(value) < 1e7 else f"{value:>12.3g}"
 
 
 class Answer(NamedTuple):
@@ -83,8 +93,7 @@ class Study(Callback, ABC):
         data = getattr(trainer, "datamodule", None)
         if not trainer.is_global_zero or not isinstance(data, TensorDataModule):
             return {}
-        with torch.random.fork_rng([fit.device] if fit.device.type == "cuda" else []):
-            torch.manual_seed(0)
+        with own_generators(0):
             numbers, figure = self.answer(fit, data)
         path = Path(trainer.default_root_dir) / FIGURES / f"{self.name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -148,9 +157,9 @@ class BruteForce(Study):
         """Sum over grids and draw samples, both on the same test data."""
         model = copied(fit)
         x = rows_of(data, "test", model, self.num_data)
-        coarser = [quadrature_log_evidence(model, x, points, self.limit) for points in self.points[:-1]]
+        coarser = [quadrature_log_evidence(model, x, points, self.limit, CHUNK) for points in self.points[:-1]]
         started = perf_counter()
-        exact = quadrature_log_evidence(model, x, self.points[-1], self.limit)
+        exact = quadrature_log_evidence(model, x, self.points[-1], self.limit, CHUNK)
         per_second = self.points[-1] ** model.latent_dim * len(x) / (perf_counter() - started)
         needed = self._needed([(values - exact).abs().mean().item() for values in coarser])
         bounds = self._bounds(model, x)
@@ -218,123 +227,6 @@ class GradientVariance(Study):
             )
             totals = {"pathwise": pathwise.sum().item(), "score_function": score.sum().item()}
             numbers |= {f"{when}_{name}_variance": value for name, value in totals.items()}
-            numbers[f"{when}_ratio"] = totals["score_function"] / totals["pathwise"]
+            numbers[f"{when}_variance_ratio"] = totals["score_function"] / totals["pathwise"]
             scales[when] = pathwise.sqrt(), score.sqrt()
         return Answer(numbers, study_plots.gradient_scales(scales))
-
-
-def nearest(points: Tensor, others: Tensor) -> Tensor:
-    """The distance of each point ``[N, L]`` to the nearest of the others, ``[N]``."""
-    return torch.cdist(points, others).min(1).values
-
-
-@final
-class DeadAreas(Study):
-    """Where draws from N(0, I) fall among the codes of the training data, and what the decoder makes of them.
-
-    A draw is dead if it is farther from every training code than 99% of the codes of test data are. A code is unreached if it
-    is farther from every draw than 99% of further draws are. A code is one draw of q(z | x), which is what the decoder learnt from.
-    """
-
-    name = "dead_areas"
-
-    def __init__(self, num_draws: int = 2000, num_images: int = 64) -> None:
-        self.num_draws, self.num_images = num_draws, num_images
-
-    def check(self, model: LatentVariableModel) -> None:
-        """Raise ValueError if the codes are not two-dimensional, as the picture is."""
-        if model.latent_dim != 2:
-            raise ValueError(f"DeadAreas draws the plane of codes: latent_dim={model.latent_dim} must be 2")
-
-    @torch.no_grad()
-    def answer(self, fit: Fit, data: TensorDataModule) -> Answer:
-        """Draw from N(0, I), and from the Gaussian with the mean and covariance of the codes."""
-        model = copied(fit)
-        train, test = (rows_of(data, part, model) for part in ("train", "test"))
-        codes, held_out = (model.draw(x).z[0] for x in (train, test))  # [N, L]
-        draws, further = torch.randn(2, self.num_draws, model.latent_dim).to(codes)
-        fitted = MultivariateNormal(codes.mean(0), codes.T.cov()).sample(torch.Size([self.num_draws]))
-        radius, reach = nearest(held_out, codes).quantile(0.99), nearest(further, draws).quantile(0.99)
-        dead = nearest(draws, codes) > radius
-        numbers = {
-            "dead_share": dead.double().mean().item(),
-            "fitted_gaussian_dead_share": (nearest(fitted, codes) > radius).double().mean().item(),
-            "unreached_share": (nearest(held_out, draws) > reach).double().mean().item(),
-        }
-        errors = {part: (x - model.reconstruct(x)).square().sum(-1).mean().item() for part, x in (("train", train), ("test", test))}
-        numbers |= {f"{part}_squared_error": error for part, error in errors.items()}
-        decoded = model.likelihood(draws[: self.num_images]).mean
-        title = "VAE" if model.is_bounded else "autoencoder"
-        figure = study_plots.dead_areas(codes, draws, dead, decoded, data.shape, train, title)
-        return Answer(numbers, figure)
-
-
-@final
-class NoiseScale(Study):
-    """The scale s of a Gaussian likelihood beside the residuals x - f(z) of test data, dimension by dimension.
-
-    Also the number of latent dimensions that are active, that is with a KL above 0.01 nats in the mean over test data.
-    """
-
-    name = "noise_scale"
-
-    def check(self, model: LatentVariableModel) -> None:
-        """Raise ValueError if the likelihood is not Gaussian, or there is no KL."""
-        if not isinstance(model.likelihood, Gaussian) or not model.is_bounded:
-            raise ValueError("NoiseScale looks at the s of N(f(z), diag s^2) in a model with a KL: choose likelihood=gaussian model=vae")
-
-    @torch.no_grad()
-    def answer(self, fit: Fit, data: TensorDataModule) -> Answer:
-        """Compare at one z ~ q(z | x) for each test datum."""
-        model = copied(fit)
-        x = rows_of(data, "test", model)
-        kl = kl_per_dimension(model.posterior(x), model.prior()).mean(0)  # [L]
-        p = model.likelihood(model.draw(x).z[0])
-        assert isinstance(p, Factorized)
-        assert isinstance(p.base_dist, Normal)
-        residual = (x - p.mean).square().mean(0).sqrt()  # [D]
-        scale = p.stddev.square().mean(0).sqrt()  # [D]
-        numbers = {
-            "active_dimensions": float((kl > plots.COLLAPSED).sum()),
-            "squared_error": residual.square().sum().item(),
-            "mean_scale": scale.mean().item(),
-        }
-        return Answer(numbers, study_plots.noise_scale(residual, scale))
-
-
-@final
-class DecoderUnits(Study):
-    """Test data, their reconstructions and draws from p(x | z), and the ELBO under the name of what it bounds.
-
-    A density is also told of the original integers, which are no longer spread over (0, 1): it changes with the unit of x, and a
-    probability does not.
-    """
-
-    name = "decoder_units"
-
-    def __init__(self, num_images: int = 12) -> None:
-        self.num_images = num_images
-
-    def check(self, model: LatentVariableModel) -> None:
-        """Raise ValueError if there is no bound."""
-        if not model.is_bounded:
-            raise ValueError("an autoencoder bounds no log p(x): choose model=vae")
-
-    @torch.no_grad()
-    def answer(self, fit: Fit, data: TensorDataModule) -> Answer:
-        """The ELBO of the test data as prepared and, of a density, in the original unit."""
-        model = copied(fit)
-        x = rows_of(data, "test", model)
-        bound = fit.objective(model, x, fit.clock)
-        assert bound.kl is not None
-        elbo = (bound.reconstruction - bound.kl).double().mean().item()
-        if data.prepare.is_discrete:
-            numbers = {"log_probability": elbo}
-        else:
-            numbers = {"log_density": elbo, "log_density_in_original_unit": elbo + data.prepare.log_jacobian(x.cpu()).mean().item()}
-        if model.check_data(x) is not None:  # grey values under a Bernoulli likelihood
-            numbers = {"negative_cross_entropy": elbo}
-        shown = x[: self.num_images]
-        p = model.likelihood(model.draw(shown).z[0])
-        kind = type(model.likelihood).__name__
-        return Answer(numbers, study_plots.decoder(kind, numbers, shown, p.mean, p.sample(), data.shape))

@@ -19,6 +19,7 @@ from lowerbound.data.batches import CHUNK, EvaluationBatches, FixedDraw, Place, 
 from lowerbound.data.prepare import Preparation
 from lowerbound.data.source import Part, Source
 from lowerbound.data.steps import run
+from lowerbound.errors import real, whole
 
 PARTS = ("train", "val", "test")
 
@@ -61,9 +62,13 @@ class TensorDataModule(LightningDataModule, ABC):
             raise ValueError(f"data.shape={list(self.shape)} has {prod(self.shape)} entries, but data.dim={self.dim}")
         if self.storage not in ("device", "host"):
             raise ValueError(f"data.storage={self.storage} is none of device, host")
-        if min(self.batch_size, self.eval_batch_size) < 1:
-            raise ValueError(f"data.batch_size={self.batch_size} and data.eval_batch_size={self.eval_batch_size} must be at least 1")
-        if min(self.val_fraction, self.test_fraction) < 0 or self.val_fraction + self.test_fraction >= 1:
+        for option in ("batch_size", "eval_batch_size"):
+            whole(getattr(self, option), f"data.{option}")
+        for option in ("split_seed", "seed"):
+            whole(getattr(self, option), f"data.{option}", least=0)
+        for option in ("val_fraction", "test_fraction"):
+            real(getattr(self, option), f"data.{option}", least=0, below=1)
+        if self.val_fraction + self.test_fraction >= 1:
             raise ValueError(
                 f"data.val_fraction={self.val_fraction} and data.test_fraction={self.test_fraction} must leave rows to train on"
             )
@@ -96,6 +101,18 @@ class TensorDataModule(LightningDataModule, ABC):
         """The first `limit` rows of train, val or test (all: None), prepared with one fixed draw, in host memory."""
         labels = self._rows(name).labels
         return Part(self._fixed_draw(name)[:limit], None if labels is None else labels[:limit])
+
+    def require_rows(self, world: int) -> None:
+        """Refuse a part that has fewer rows than there are ranks.
+
+        Raises:
+            ValueError: as said; the message names the option.
+        """
+        for name in PARTS:
+            if (count := len(self._rows(name).rows)) < world:
+                option = "val_fraction" if name == "train" else f"{name}_fraction"
+                value = getattr(self, option)
+                raise ValueError(f"{count} {name} rows for {world} process(es): give more data, or change data.{option}={value}")
 
     def chunks(self, name: str) -> Iterator[Tensor]:
         """The rows of a part as `part` has them, some at a time: also of a table larger than memory."""

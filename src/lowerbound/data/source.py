@@ -37,6 +37,8 @@ def as_table(values: ArrayLike | Tensor) -> Tensor:
     table = values if isinstance(values, Tensor) else _as_tensor(np.asanyarray(values))
     if table.ndim < 2 or table.is_complex():
         raise ValueError(f"the data are {tuple(table.shape)} of {table.dtype}, and not rows of real numbers")
+    if not len(table):
+        raise ValueError(f"the data are {tuple(table.shape)}: there are no rows")
     return table.reshape(len(table), -1)
 
 
