@@ -107,11 +107,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default=None, help="folder that holds MNIST")
     parser.add_argument("--epochs", type=int, default=7)
+    parser.add_argument("--val-fraction", type=float, default=0.1, help="the rest is an epoch")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", nargs="+", default=["32-true"])
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 8], help="steps_per_execution")
     options = parser.parse_args()
-    data = TorchvisionImages(dataset="MNIST", dim=784, root=options.root, batch_size=BATCH, prepare=Preparation(levels=256))
+    data = TorchvisionImages(
+        dataset="MNIST", dim=784, root=options.root, batch_size=BATCH, val_fraction=options.val_fraction, prepare=Preparation(levels=256)
+    )
     data.prepare_data()
     print(f"{device_name(torch.device(options.device))}, torch {torch.__version__}")
     for precision in options.precision:

@@ -32,7 +32,13 @@ def test_densities_of_observed_entries_equal_scipy(seed: int, rows: int, dim: in
     x, loc, scale = random(rows, dim, seed=seed), random(dim, seed=seed + 1), random(dim, seed=seed + 2).exp()
     x[random(rows, dim, seed=seed + 3) > 0.7] = torch.nan
     expected = oracles.gaussian_log_density(x.numpy(), loc.numpy(), scale.numpy())
-    np.testing.assert_allclose(diagonal_normal(loc, scale).log_prob(x), expected, atol=ALGEBRA)
+    np.testing.assert_allclose(diagonal_normal(loc, scale).observed_log_prob(x), expected, atol=ALGEBRA)
+
+
+def test_with_nothing_missing_all_entries_are_observed() -> None:
+    p, x = diagonal_normal(random(3), random(3, seed=1).exp()), random(5, 3, seed=2)
+    assert torch.equal(p.observed_log_prob(x), p.log_prob(x))
+    assert p.log_prob(torch.full((1, 3), torch.nan)).isnan(), "elsewhere a NaN is a fault, not a missing entry"
 
 
 def test_bernoulli_equals_the_product_of_probabilities() -> None:
@@ -44,16 +50,16 @@ def test_missing_entries_leave_no_trace_in_the_gradient() -> None:
     loc = random(4, 3).requires_grad_()
     x = random(4, 3, seed=1)
     x[0], x[1, 2] = torch.nan, torch.nan
-    diagonal_normal(loc, torch.ones(3, dtype=torch.float64)).log_prob(x).sum().backward()
+    diagonal_normal(loc, torch.ones(3, dtype=torch.float64)).observed_log_prob(x).sum().backward()
     assert loc.grad is not None
     torch.testing.assert_close(loc.grad, torch.where(x.isnan(), 0.0, x.nan_to_num() - loc.detach()))
 
 
 def test_an_all_missing_row_has_log_density_zero() -> None:
     row = torch.full((1, 3), torch.nan)
-    assert diagonal_normal(torch.zeros(3), torch.ones(3)).log_prob(row).item() == 0
-    assert bernoulli(torch.zeros(3)).log_prob(row).item() == 0
-    assert Factorized(Laplace(torch.zeros(3), 1.0)).log_prob(row).item() == 0
+    assert diagonal_normal(torch.zeros(3), torch.ones(3)).observed_log_prob(row).item() == 0
+    assert bernoulli(torch.zeros(3)).observed_log_prob(row).item() == 0
+    assert Factorized(Laplace(torch.zeros(3), 1.0)).observed_log_prob(row).item() == 0
 
 
 @given(st.integers(0, 1000), st.integers(1, 5))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -158,44 +157,6 @@ def test_images_of_another_shape_train_from_the_command_line(tmp_path: Path, mon
     table = ("data=table", "data.path=faces.npy", "data.dim=560", "data.shape=[1,28,20]")
     found = results(run(tmp_path, monkeypatch, *table, *SMALL))
     assert np.isfinite(found["test/elbo"])
-
-
-OWN_LIKELIHOOD = """
-import torch
-from torch import nn
-from torch.distributions import Laplace
-from lowerbound.distributions import Factorized
-from lowerbound.parts import Likelihood
-
-
-class LaplaceLikelihood(Likelihood):
-    def __init__(self, network, latent_dim, data_dim):
-        super().__init__()
-        self.latent_dim, self.data_dim = latent_dim, data_dim
-        self.network, self.log_scale = network(data_dim), nn.Parameter(torch.zeros(()))
-
-    def forward(self, z):
-        return Factorized(Laplace(self.network(z).float(), self.log_scale.exp()))
-"""
-OWN_YAML = """
-_target_: my_likelihood.LaplaceLikelihood
-network: ${network.decoder}
-latent_dim: ${latent_dim}
-data_dim: ${data.dim}
-"""
-
-
-def test_a_likelihood_in_a_file_of_the_users_own_trains_from_the_command_line(tmp_path: Path) -> None:
-    """One Python file and one YAML file beside it, in a process that knows nothing else of them."""
-    (tmp_path / "my_likelihood.py").write_text(OWN_LIKELIHOOD)
-    (tmp_path / "conf" / "likelihood").mkdir(parents=True)
-    (tmp_path / "conf" / "likelihood" / "laplace.yaml").write_text(OWN_YAML)
-    program = str(Path(sys.executable).parent / "lowerbound-train")
-    command = [program, "--config-dir", "conf", "likelihood=laplace", "hydra.run.dir=run", *SMALL]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert np.isfinite(results(tmp_path / "run")["test/elbo"])
 
 
 def test_from_python_without_configuration() -> None:

@@ -60,7 +60,7 @@ def latent_grid(latent_dim: int, points: int, limit: float, like: Tensor) -> tup
 
 
 @torch.no_grad()
-def quadrature_log_evidence(model: LatentVariableModel, x: Tensor, points: int = 201, limit: float = 6.0, chunk: int = 2000) -> Tensor:
+def quadrature_log_evidence(model: LatentVariableModel, x: Tensor, points: int = 201, limit: float = 6.0, chunk: int = 128) -> Tensor:
     """log p(x) ``[N]`` by the trapezoidal rule over z, float64, nats per datum, for L <= 2.
 
     Args:

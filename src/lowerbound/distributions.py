@@ -30,7 +30,7 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 class Factorized(Independent):
-    """Independent entries along the last dimension, the event; NaN entries are marginalised out of `log_prob`."""
+    """Independent entries along the last dimension, the event."""
 
     def __init__(self, base: Distribution) -> None:
         super().__init__(base, 1, validate_args=False)
@@ -39,8 +39,8 @@ class Factorized(Independent):
         """The same distribution with a larger batch shape."""
         return Factorized(self.base_dist.expand(Size(batch_shape) + self.event_shape))
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Nats of the observed entries of value ``[..., D]``, summed over them."""
+    def observed_log_prob(self, value: Tensor) -> Tensor:
+        """Nats of the observed entries of value ``[..., D]``, summed over them; NaN entries are marginalised out."""
         missing = value.isnan()
         # NaN is replaced before the arithmetic: masked afterwards, it would still reach the gradient.
         terms = self.base_dist.log_prob(value.masked_fill(missing, 0.0)).masked_fill(missing, 0.0)

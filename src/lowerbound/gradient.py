@@ -154,9 +154,9 @@ class GradientFit(Fit):
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * self.scheduler(self.clock)
         bound = self.objective(self.model, x, self.clock)
+        optimizer.zero_grad()  # here, so that the new gradients take the memory of the old ones
         self.manual_backward(-bound.value.sum() / share)
         optimizer.step()
-        optimizer.zero_grad()
         self._after_step()
         return sums(bound)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from lowerbound.distributions import full_precision
+from lowerbound.distributions import Factorized, full_precision
 from lowerbound.parts import Likelihood, Posterior, Prior
 
 
@@ -109,10 +109,10 @@ class LatentVariableModel(nn.Module):
         return Draw(q, z, self.log_likelihood(x, z))
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x | z) ``[S, N]`` for z ``[S, N, L]``."""
+        """log p(x | z) ``[S, N]`` for z ``[S, N, L]``; of the observed entries, where x may have others."""
         p = self.likelihood(z)
         with full_precision(x):
-            return p.log_prob(x)
+            return p.observed_log_prob(x) if self.accepts_missing and isinstance(p, Factorized) else p.log_prob(x)
 
     def log_weight(self, x: Tensor, num_samples: int = 1) -> Tensor:
         """log p(x, z) - log q(z | x) at S samples of q, ``[S, N]``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -205,4 +206,8 @@ def announce(results: dict[str, Any], folder: Path) -> None:
     lines = [f"  {key:<{width}}{written(value)}{unit(key)}" for key, value in numbers.items()]
     print(f"\n{results['name']}: {results['optimizer_steps']} optimizer steps in {results['seconds']:.1f} s")
     print("\n".join([*lines, *(f"  note: {remark}" for remark in results["remarks"])]))
-    print(f"  pictures: {folder / files.FIGURES}\n  load it:  lowerbound.load({str(folder)!r})")
+    here = Path(os.path.relpath(folder))
+    if (folder / files.FIGURES).is_dir():
+        print(f"  pictures: {here / files.FIGURES}")
+    if (folder / files.WEIGHTS).is_file():
+        print(f"  load it:  lowerbound.load({str(here)!r})")

@@ -1,0 +1,64 @@
+"""The README is run: its commands compose, its likelihood trains, its Python runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zoo import CONF, composed
+
+README = (CONF.parent / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line.partition("#")[0].strip() for line in re.findall(r"^\$ (lowerbound-train.*)$", README, re.MULTILINE)]
+COMMANDS += re.findall(r"`(lowerbound-train [^`]*=[^`]*)`", README)
+
+
+def block(language: str, first: str) -> str:
+    """The code block whose first line is `first`."""
+    return next(text for text in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if text.startswith(first))
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "--config-dir" not in command])
+def test_every_command_composes(command: str) -> None:
+    words = [word for word in shlex.split(command)[1:] if not word.startswith("-")]
+    assert composed(*[re.sub(r"=([^\[{,]+),.*", r"=\1", word) for word in words]), "of a sweep, its first values"
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) > 15
+
+
+def test_the_likelihood_of_the_readme_trains_from_the_command_line(tmp_path: Path) -> None:
+    """One Python file and one YAML file, in a process that knows nothing else of them."""
+    (tmp_path / "my_likelihood.py").write_text(block("python", "# my_likelihood.py"))
+    (tmp_path / "conf" / "likelihood").mkdir(parents=True)
+    (tmp_path / "conf" / "likelihood" / "laplace.yaml").write_text(block("yaml", "# conf/likelihood/laplace.yaml"))
+    command = next(command for command in COMMANDS if "--config-dir" in command).split()
+    small = ("trainer.max_epochs=2", "network.encoder.sizes=[16]", "latent_dim=2", "hydra.run.dir=run")
+    program = str(Path(sys.executable).parent / command[0])
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([program, *command[1:], *small], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert np.isfinite(json.loads((tmp_path / "run" / "results.json").read_text())["test/elbo"])
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
+    """With data, and with the run that it loads, made beforehand."""
+    example = block("python", "import lowerbound\nfrom lowerbound.objectives").replace("max_epochs=100", "max_epochs=1")
+    example = example.replace("max_epochs=10)", "max_epochs=1)")
+    before = (
+        "import lowerbound, torch\nfrom lowerbound.data import InMemory\n"
+        "my_datamodule = InMemory(torch.rand(40, 784).round())\narray = torch.rand(50, 6)\n"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", before + example], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
