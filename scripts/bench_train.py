@@ -113,7 +113,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 8], help="steps_per_execution")
     options = parser.parse_args()
     data = TorchvisionImages(
-        dataset="MNIST", dim=784, root=options.root, batch_size=BATCH, val_fraction=options.val_fraction, prepare=Preparation(levels=256)
+        dataset="MNIST",
+        dim=784,
+        root=options.root,
+        batch_size=BATCH,
+        val_fraction=options.val_fraction,
+        test_fraction=0.0,
+        prepare=Preparation(levels=256),
     )
     data.prepare_data()
     print(f"{device_name(torch.device(options.device))}, torch {torch.__version__}")

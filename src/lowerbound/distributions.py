@@ -10,7 +10,7 @@ An all-missing row has log-density 0. Argument validation is off: on a GPU it wo
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from torch.distributions.constraints import Constraint
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
     """A context in which autocast is off on the tensor's device: densities are computed in float32 or better."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

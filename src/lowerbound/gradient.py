@@ -133,7 +133,8 @@ class GradientFit(Fit):
         if self.trainer.max_steps >= 0:
             block = block[: self.trainer.max_steps - self.global_step]
         share = self._mean_rows(block.shape[1])
-        terms = torch.stack([self._ascend(x, share) for x in block])  # [K, 3]
+        optimizer, scheduler = self._optimizer, self.lr_schedulers()
+        terms = torch.stack([self._ascend(x, share, optimizer, scheduler) for x in block])  # [K, 3]
         self._require_finite(terms)
         total, count = terms.sum(0), block.shape[0] * block.shape[1]
         self.train_means.update(total, count)
@@ -147,9 +148,8 @@ class GradientFit(Fit):
             return rows
         return float(self.trainer.strategy.reduce(torch.tensor(float(rows), device=self.device), reduce_op="mean"))
 
-    def _ascend(self, x: Tensor, share: float) -> Tensor:
+    def _ascend(self, x: Tensor, share: float, optimizer: LightningOptimizer, scheduler: Any) -> Tensor:
         """One optimizer step on ``[B, D]``; the sums over data of the bound's terms, ``[3]``."""
-        optimizer = self._optimizer
         if isinstance(self.scheduler, Schedule):
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * self.scheduler(self.clock)
@@ -157,6 +157,8 @@ class GradientFit(Fit):
         optimizer.zero_grad()  # here, so that the new gradients take the memory of the old ones
         self.manual_backward(-bound.value.sum() / share)
         optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
         self._after_step()
         return sums(bound)
 
@@ -166,10 +168,8 @@ class GradientFit(Fit):
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
 
     def _after_step(self) -> None:
-        """Move whatever moves with the optimizer step."""
+        """Move the clock and the average with the optimizer step."""
         self.clock = Step(self.clock.now + 1, self.clock.total)
-        if (scheduler := self.lr_schedulers()) is not None:
-            scheduler.step()  # type: ignore[union-attr]
         if self.average is not None:
             self.average.update_parameters(self.model)
 
