@@ -10,12 +10,12 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "lowerbound"
 
 FLOORS = (
-    "_torchvision errors instantiate distributions networks schedules randomness data.source data.steps data.prepare",
+    "_torchvision errors instantiate distributions networks schedules randomness statistics data.source data.steps data.prepare",
     "parts data.batches data.module",
-    "priors likelihoods posteriors data.images data.tables",
+    "priors likelihoods posteriors linear_gaussian covariances dense_covariances mixture data.images data.tables",
     "model models data.synthetic data.__init__",
-    "objectives bounds metrics",
-    "fit gradient plots study_plots folder",
+    "objectives bounds metrics starts",
+    "fit gradient solve em plots study_plots folder",
     "callbacks tracking studies amortization decoding",
     "run",
     "__init__ sweep",

@@ -122,7 +122,7 @@ def test_every_file_begins_with_its_sentence(path: Path) -> None:
     assert "oc.env" not in path.read_text(), "an environment variable would end up in every config.yaml"
 
 
-@pytest.mark.parametrize("name", ["vae", "autoencoder", "linear_vae", "linear_autoencoder"])
+@pytest.mark.parametrize("name", ["vae", "autoencoder", "linear_vae", "linear_autoencoder", "pca", "ppca", "factor_analysis"])
 def test_the_constructor_builds_what_the_file_builds(name: str) -> None:
     by_file = instantiate(zoo.composed(f"model={name}").model)
     by_call = getattr(lowerbound, name)(64, 8)

@@ -6,18 +6,65 @@ from typing import TYPE_CHECKING, Any
 import lowerbound._torchvision  # noqa: F401  first of all: lightning and torchmetrics import torchvision
 
 if TYPE_CHECKING:
+    from lowerbound.em import EMFit
     from lowerbound.gradient import GradientFit
     from lowerbound.model import LatentVariableModel
-    from lowerbound.models import autoencoder, linear_autoencoder, linear_vae, vae
+    from lowerbound.models import (
+        autoencoder,
+        bernoulli,
+        bernoulli_mixture,
+        factor_analysis,
+        gaussian,
+        linear_autoencoder,
+        linear_vae,
+        mixture,
+        pca,
+        ppca,
+        vae,
+    )
     from lowerbound.run import Loaded, learn, load
+    from lowerbound.solve import ClosedFormFit
 
-__all__ = ["GradientFit", "LatentVariableModel", "Loaded", "autoencoder", "learn", "linear_autoencoder", "linear_vae", "load", "vae"]
+__all__ = [
+    "ClosedFormFit",
+    "EMFit",
+    "GradientFit",
+    "LatentVariableModel",
+    "Loaded",
+    "autoencoder",
+    "bernoulli",
+    "bernoulli_mixture",
+    "factor_analysis",
+    "gaussian",
+    "learn",
+    "linear_autoencoder",
+    "linear_vae",
+    "load",
+    "mixture",
+    "pca",
+    "ppca",
+    "vae",
+]
 
 _HOMES = {
     "lowerbound.gradient": ("GradientFit",),
     "lowerbound.model": ("LatentVariableModel",),
-    "lowerbound.models": ("autoencoder", "linear_autoencoder", "linear_vae", "vae"),
+    "lowerbound.models": (
+        "autoencoder",
+        "bernoulli",
+        "bernoulli_mixture",
+        "factor_analysis",
+        "gaussian",
+        "linear_autoencoder",
+        "linear_vae",
+        "mixture",
+        "pca",
+        "ppca",
+        "vae",
+    ),
     "lowerbound.run": ("Loaded", "learn", "load"),
+    "lowerbound.em": ("EMFit",),
+    "lowerbound.solve": ("ClosedFormFit",),
 }
 
 

@@ -11,6 +11,7 @@ An all-missing row has log-density 0. Argument validation is off: on a GPU it wo
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from math import log, pi
 from typing import Any
 
 import torch
@@ -58,6 +59,32 @@ def bernoulli(logits: Tensor) -> Factorized:
     return Factorized(Bernoulli(logits=logits, validate_args=False))
 
 
+class DenseNormal(MultivariateNormal):
+    """N(loc, C C') with event ``[D]``, of which any entries may be missing."""
+
+    def observed_log_prob(self, value: Tensor) -> Tensor:
+        """Nats of the observed entries of value ``[..., D]``; NaN entries are marginalised out."""
+        missing = value.isnan()
+        if not missing.any():
+            return self.log_prob(value)
+        precision, log_det = observed_precision(self.covariance_matrix, missing)
+        error = (value - self.loc).masked_fill(missing, 0.0).unsqueeze(-1)
+        square = (error * (precision @ error)).sum((-2, -1))
+        return -(square + log_det + (~missing).sum(-1) * log(2 * pi)) / 2
+
+
+def observed_precision(covariance: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of the observed block of a covariance ``[..., D, D]``, zero elsewhere, and the block's log-determinant.
+
+    A missing dimension is replaced by one of variance 1 that goes with no other, and left out of the inverse.
+    """
+    seen = (~missing).to(covariance)  # [..., D]
+    both = seen.unsqueeze(-1) * seen.unsqueeze(-2)  # [..., D, D]
+    factor = torch.linalg.cholesky(covariance * both + torch.diag_embed(1 - seen))
+    log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return torch.cholesky_inverse(factor) * both, log_det
+
+
 class Delta(Distribution):
     """All mass at one point `loc` with event ``[L]``: a point posterior. It has no density, and so no KL."""
 
@@ -85,6 +112,11 @@ class Delta(Distribution):
     def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008 torch's signature
         """The point, once for each sample."""
         return self.loc.expand(self._extended_shape(Size(sample_shape)))
+
+
+def covariance_of(q: Distribution) -> Tensor:
+    """The covariance ``[..., L, L]`` of a distribution over rows; of a point, zero."""
+    return q.covariance_matrix if isinstance(q, MultivariateNormal) else torch.diag_embed(q.variance)
 
 
 class FlatDensity(Distribution):

@@ -23,10 +23,12 @@ from lowerbound.errors import NonFiniteError
 from lowerbound.folder import last_good
 from lowerbound.metrics import BoundMeans, sums
 from lowerbound.model import LatentVariableModel
-from lowerbound.objectives import ELBO, Objective, Reconstruction
+from lowerbound.objectives import ELBO, LogEvidence, Objective, Reconstruction
 from lowerbound.randomness import generator_states, own_generators, set_generator_states
 from lowerbound.schedules import Step
+from lowerbound.starts import Start
 
+START_ROWS = 10_000  # that a start is taken from
 CHUNK = 250  # rows that are measured with one draw of noise
 
 
@@ -37,6 +39,23 @@ class Measured:
     means: BoundMeans
     waiting: list[Tensor] = field(default_factory=list)
     chunks: int = 0
+
+
+def default_objective(model: LatentVariableModel) -> Objective:
+    """log p(x) where it is known, else the ELBO, else the reconstruction."""
+    if model.is_exact:
+        return LogEvidence()
+    return ELBO() if model.is_bounded else Reconstruction()
+
+
+def first_rows(loader: Any, data_dim: int) -> Tensor:
+    """About `START_ROWS` rows ``[n, D]`` of a loader of the user's."""
+    found: list[Tensor] = []
+    for batch in loader:
+        found.append(rows(batch, data_dim))
+        if sum(map(len, found)) >= START_ROWS:
+            break
+    return torch.cat(found)
 
 
 def rows(batch: Any, data_dim: int) -> Tensor:
@@ -61,15 +80,19 @@ class Fit(LightningModule, ABC):
 
     steps_per_execution: int = 1
 
-    def __init__(self, model: LatentVariableModel, objective: Objective | None = None) -> None:
+    rows_per_chunk: int | None = None  # a number: the training rows are asked for in order, so many at a time
+
+    def __init__(self, model: LatentVariableModel, objective: Objective | None = None, start: Start | None = None) -> None:
         super().__init__()
-        self.model = model
-        self.objective = objective or (ELBO() if model.is_bounded else Reconstruction())
+        self.model, self.start = model, start
+        self.objective = objective or default_objective(model)
         self.clock = Step()
         self.rows_seen = 0
         self.remarks: list[str] = []
+        self.num_data = 0
+        self.has_missing = False
         self._resumed: dict[str, Any] = {}
-        self.train_means, self.val_means, self.test_means = (BoundMeans(model.is_bounded) for _ in range(3))
+        self.train_means, self.val_means, self.test_means = (BoundMeans(model.is_bounded, model.is_exact) for _ in range(3))
 
     @abstractmethod
     def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -90,12 +113,14 @@ class Fit(LightningModule, ABC):
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, TensorDataModule):
             data.require_rows(self.trainer.world_size)
-            for x in (x for part in PARTS for x in data.chunks(part)):
-                self._check_data(x)
+            for part in PARTS:
+                for x in data.chunks(part):
+                    self._check_data(x)
+                    self.has_missing |= part == "train" and bool(x.isnan().any())
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Check the first batch of a loader of the user's, of which nothing else is known, against the model."""
-        if not self.rows_seen and not isinstance(self.trainer.train_dataloader, TensorBatches):
+        if not self.rows_seen and not isinstance(getattr(self.trainer, "datamodule", None), TensorDataModule):
             self._check_data(rows(batch, self.model.data_dim))
 
     def _check_data(self, x: Tensor) -> None:
@@ -121,12 +146,33 @@ class Fit(LightningModule, ABC):
         checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)  # it would hand out the old epoch again
 
     def on_train_start(self) -> None:
-        """Go on where the checkpoint left the generators and the loader."""
+        """Take the start, or go on where the checkpoint left the generators and the loader."""
+        if not self._resumed:
+            self._begin()
         if isinstance(loader := self.trainer.train_dataloader, TensorBatches) and "loader" in self._resumed:
             loader.load_state_dict(self._resumed["loader"])
         if "generators" in self._resumed:
             set_generator_states(self._resumed["generators"])
         self._resumed = {}
+
+    def _begin(self) -> None:
+        """Give the model its start from training rows."""
+        data, loader = getattr(self.trainer, "datamodule", None), self.trainer.train_dataloader
+        if isinstance(data, TensorDataModule):
+            self.num_data = data.count("train")
+            x = data.some("train", START_ROWS)
+        elif loader is None:
+            return
+        else:
+            x, self.num_data = first_rows(loader, self.model.data_dim), len(getattr(loader, "dataset", ()))
+        if self.start is not None:
+            self.start(self.model, x.to(self.device), max(self.num_data, len(x)))
+            self._agree()
+
+    def _agree(self) -> None:
+        """Let every rank have the start of rank 0: their loaders may have given them other rows."""
+        for tensor in self.model.state_dict().values() if self.trainer.world_size > 1 else ():
+            torch.distributed.broadcast(tensor, 0)
 
     def log_means(self, stage: str, means: BoundMeans, **others: float) -> None:
         """Log the means under ``stage/``, at the optimizer step, and begin anew."""
@@ -193,6 +239,14 @@ class Fit(LightningModule, ABC):
                 bound = self.objective(self.evaluation_model, x, self.clock)
             measured.means.update(sums(bound), len(x))
             measured.chunks += 1
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Whatever ends a run, a validation ends it: also max_steps inside an epoch, and the clock."""
+        trainer = self.trainer
+        if 0 <= trainer.max_steps <= self.global_step:
+            trainer.should_stop = True
+        if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.check_val_every_n_epoch = 1
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The codes ``[B, L]`` of a batch: the posterior means."""

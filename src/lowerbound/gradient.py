@@ -26,6 +26,7 @@ from lowerbound.metrics import sums
 from lowerbound.model import LatentVariableModel
 from lowerbound.objectives import Objective
 from lowerbound.schedules import Schedule, Step
+from lowerbound.starts import Start
 
 T = TypeVar("T")
 
@@ -47,7 +48,8 @@ class GradientFit(Fit):
 
     `optimizer` makes an optimizer from parameters, `scheduler` a torch learning-rate scheduler from an optimizer (stepped after
     every optimizer step), or is a `Schedule` of factors on the learning rate. `clip` bounds the norm of the gradient, `ema` is the
-    decay per optimizer step of an exponential average of the weights, which is then what is validated and saved.
+    decay per optimizer step of an exponential average of the weights, which is then what is validated and saved. `start` sets
+    the parameters from training rows before the first step; None keeps them.
 
     Raises:
         ValueError: an option is out of its range.
@@ -63,8 +65,9 @@ class GradientFit(Fit):
         steps_per_execution: int = 8,
         clip: float | None = None,
         ema: float | None = None,
+        start: Start | None = None,
     ) -> None:
-        super().__init__(model, objective)
+        super().__init__(model, objective, start)
         self.automatic_optimization = False
         self.steps_per_execution = whole(steps_per_execution, "fit.steps_per_execution")
         self.make_optimizer, self.scheduler = optimizer, scheduler
@@ -191,11 +194,3 @@ class GradientFit(Fit):
             f"optimizer step {step}: {' and '.join(names)} not finite. {last_good(Path(self.trainer.default_root_dir))}.\n"
             "A lower fit.optimizer.lr, fit.clip=1 or a higher noise.min_scale often helps."
         )
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Whatever ends a run, a validation ends it: also max_steps inside an epoch, and the clock."""
-        trainer = self.trainer
-        if 0 <= trainer.max_steps <= self.global_step:
-            trainer.should_stop = True
-        if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
-            trainer.check_val_every_n_epoch = 1

@@ -33,6 +33,21 @@ class Noise(nn.Module, ABC):
     def forward(self, raw: Tensor) -> Tensor:
         """s, broadcastable to ``[..., D]``, from the network outputs ``[..., outputs_per_dim * D]``."""
 
+    def maximize(self, squares: Tensor, counts: Tensor) -> None:
+        """Set s to the maximum of the likelihood, given each dimension's sum of squared errors and its count, both ``[D]``."""
+        return
+
+    def floored(self) -> str | None:
+        """A sentence if a learnt scale that does not depend on z has come within 5% of its floor."""
+        if self.outputs_per_dim or not self.min_scale:
+            return None
+        scale = self(torch.empty(0)).detach()  # [] or [D]
+        count = int((scale < 1.05 * self.min_scale).sum())
+        if not count:
+            return None
+        floor = f"noise.min_scale={self.min_scale}"
+        return f"{count} of {scale.numel()} noise scales ended at the floor {floor}: the density is limited by it alone"
+
 
 def checked_scale(scale: float, min_scale: float) -> float:
     """A starting scale above its floor.
@@ -42,6 +57,11 @@ def checked_scale(scale: float, min_scale: float) -> float:
     """
     floor = real(min_scale, "noise.min_scale", above=0)
     return real(scale, "noise.scale, which starts above its floor noise.min_scale,", above=floor)
+
+
+def log_above(scale: Tensor, min_scale: float) -> Tensor:
+    """log(scale - min_scale), of a scale at its floor a number so low that exp adds nothing."""
+    return (scale - min_scale).clamp(min=1e-12 * min_scale).log()
 
 
 class FixedNoise(Noise):
@@ -68,6 +88,11 @@ class SharedNoise(Noise):
         """The scale ``[]``."""
         return self.min_scale + self.log_scale.exp()
 
+    @torch.no_grad()
+    def maximize(self, squares: Tensor, counts: Tensor) -> None:
+        """s^2 = the mean of the squared errors (Bishop 2006, eq. 12.57)."""
+        self.log_scale.copy_(log_above((squares.sum() / counts.sum()).sqrt(), self.min_scale))
+
 
 class NoisePerDimension(Noise):
     """A learnt scale for each dimension, `min_scale` + exp(`log_scale`)."""
@@ -80,6 +105,12 @@ class NoisePerDimension(Noise):
     def forward(self, raw: Tensor) -> Tensor:
         """The scales ``[D]``."""
         return self.min_scale + self.log_scale.exp()
+
+    @torch.no_grad()
+    def maximize(self, squares: Tensor, counts: Tensor) -> None:
+        """s_d^2 = the mean of the squared errors of dimension d (Bishop 2006, eq. 12.70)."""
+        scale = (squares / counts.clamp(min=1)).sqrt()
+        self.log_scale.copy_(torch.where(counts > 0, log_above(scale, self.min_scale), self.log_scale))
 
 
 class NetworkNoise(Noise):
@@ -96,6 +127,33 @@ class NetworkNoise(Noise):
     def forward(self, raw: Tensor) -> Tensor:
         """The scales ``[..., D]``."""
         return self.min_scale + softplus(raw + self.offset)
+
+
+def remark_on_bits(x: Tensor) -> str | None:
+    """A remark on data that are all 0 and 1, to a likelihood with a learnt scale."""
+    if ((x != 0) & (x != 1) & ~x.isnan()).any():
+        return None
+    return "the data are 0 and 1, which have no density: under likelihood=gaussian it grows without bound; choose likelihood=bernoulli."
+
+
+def require_unit_interval(x: Tensor) -> str | None:
+    """A remark on grey values, to a likelihood of bits.
+
+    Raises:
+        ValueError: values outside [0, 1].
+    """
+    low, high = (value.item() for value in x.nan_to_num(0.5).aminmax())
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"likelihood=bernoulli cannot have produced data in [{low:.4g}, {high:.4g}]: its values are 0 and 1.\n"
+            "Set data.prepare.binarize=threshold or dynamic (data in [0, 1] first: no standardize), or choose likelihood=gaussian."
+        )
+    if not ((x > 0) & (x < 1)).any():
+        return None
+    return (
+        "the data are grey values in [0, 1]: under likelihood=bernoulli the number reported is a cross-entropy, not a log-probability "
+        "of discrete data. data.prepare.binarize=dynamic data.prepare.dequantize=false makes it one."
+    )
 
 
 class Gaussian(Likelihood):
@@ -117,20 +175,11 @@ class Gaussian(Likelihood):
 
     def check_data(self, x: Tensor) -> str | None:
         """Remark on bits, which have no density."""
-        if ((x != 0) & (x != 1)).any() or not self.noise.min_scale:
-            return None
-        return "the data are 0 and 1, which have no density: under likelihood=gaussian it grows without bound; choose likelihood=bernoulli."
+        return remark_on_bits(x) if self.noise.min_scale else None
 
     def floored(self) -> str | None:
         """A sentence if a learnt scale that does not depend on z has come within 5% of its floor."""
-        if self.noise.outputs_per_dim or not self.noise.min_scale:
-            return None
-        scale = self.noise(torch.empty(0)).detach()  # [] or [D]
-        count = int((scale < 1.05 * self.noise.min_scale).sum())
-        if not count:
-            return None
-        floor = f"noise.min_scale={self.noise.min_scale}"
-        return f"{count} of {scale.numel()} noise scales ended at the floor {floor}: the density is limited by it alone"
+        return self.noise.floored()
 
 
 class Bernoulli(Likelihood):
@@ -149,15 +198,4 @@ class Bernoulli(Likelihood):
 
     def check_data(self, x: Tensor) -> str | None:
         """Refuse values outside [0, 1]; remark on grey ones."""
-        low, high = (value.item() for value in x.nan_to_num(0.5).aminmax())
-        if low < 0 or high > 1:
-            raise ValueError(
-                f"likelihood=bernoulli cannot have produced data in [{low:.4g}, {high:.4g}]: its values are 0 and 1.\n"
-                "Set data.prepare.binarize=threshold or dynamic (data in [0, 1] first: no standardize), or choose likelihood=gaussian."
-            )
-        if not ((x > 0) & (x < 1)).any():
-            return None
-        return (
-            "the data are grey values in [0, 1]: under likelihood=bernoulli the number reported is a cross-entropy, not a log-probability "
-            "of discrete data. data.prepare.binarize=dynamic data.prepare.dequantize=false makes it one."
-        )
+        return require_unit_interval(x)

@@ -22,16 +22,16 @@ class BoundMeans(Metric):
     """The means over data of the terms of a bound, in nats per datum.
 
     `compute` gives ``loss`` (minus the mean value), ``reconstruction`` and, if the model has an evidence to bound, ``kl`` and
-    ``elbo`` = reconstruction - kl. It gives nothing before the first datum.
+    ``elbo`` = reconstruction - kl, which is ``log_evidence`` too if the posterior is exact. It gives nothing before the first datum.
     """
 
     full_state_update = False
     total: Tensor
     count: Tensor
 
-    def __init__(self, is_bounded: bool) -> None:
+    def __init__(self, is_bounded: bool, is_exact: bool = False) -> None:
         super().__init__()
-        self.is_bounded = is_bounded
+        self.is_bounded, self.is_exact = is_bounded, is_exact
         self.add_state("total", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -46,4 +46,7 @@ class BoundMeans(Metric):
             return {}
         value, reconstruction, kl = self.total / self.count
         means = {"loss": -value, "reconstruction": reconstruction}
-        return means | {"kl": kl, "elbo": reconstruction - kl} if self.is_bounded else means
+        if not self.is_bounded:
+            return means
+        means |= {"kl": kl, "elbo": reconstruction - kl}
+        return means | {"log_evidence": reconstruction - kl} if self.is_exact else means

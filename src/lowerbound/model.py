@@ -8,14 +8,24 @@ is the exact posterior it equals log p(x) for every z.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from lowerbound.distributions import Factorized, full_precision
-from lowerbound.parts import Likelihood, Posterior, Prior
+from lowerbound.distributions import full_precision
+from lowerbound.parts import Likelihood, Posterior, Predicted, Prior, Solvable
+from lowerbound.statistics import Statistics
+
+
+@runtime_checkable
+class Marginalized(Protocol):
+    """A distribution that knows the density of the observed entries of a row."""
+
+    def observed_log_prob(self, value: Tensor) -> Tensor:
+        """Nats, NaN marginalised out."""
+        ...
 
 
 class Draw(NamedTuple):
@@ -29,6 +39,8 @@ class Draw(NamedTuple):
 class LatentVariableModel(nn.Module):
     """p(z), p(x | z) and q(z | x) as one model. All log-densities are nats per datum, ``[N]`` or ``[S, N]``.
 
+    Missing entries of x are NaN, and missing at random is assumed: densities are those of what is observed.
+
     Raises:
         ValueError: the parts do not fit each other.
     """
@@ -38,6 +50,8 @@ class LatentVariableModel(nn.Module):
         self.prior, self.likelihood = prior, likelihood
         self.posterior_rule = posterior
         self._check()
+        if any(parameter.dtype == torch.float64 for parameter in self.parameters()):
+            self.double()  # a part that needs float64 takes the others with it
 
     def _check(self) -> None:
         """Refuse parts of different latent dimensions, and a density compared with a point."""
@@ -73,6 +87,11 @@ class LatentVariableModel(nn.Module):
         return self.prior.is_proper and not self.posterior_rule.is_point
 
     @property
+    def is_exact(self) -> bool:
+        """Whether q(z | x) is Bayes' posterior, so that log p(x) is known."""
+        return self.posterior_rule.is_exact
+
+    @property
     def accepts_missing(self) -> bool:
         """Whether x may hold NaN."""
         return self.likelihood.marginalizes_missing and self.posterior_rule.accepts_missing
@@ -82,7 +101,7 @@ class LatentVariableModel(nn.Module):
         """The quantity by which fits of this model are compared: the larger the better."""
         if not self.is_bounded:
             return "reconstruction"
-        return "log_evidence" if self.posterior_rule.is_exact else "elbo"
+        return "log_evidence" if self.is_exact else "elbo"
 
     def check_data(self, x: Tensor) -> str | None:
         """Refuse data ``[N, D]`` that the model cannot have produced; a remark on those whose numbers mean something else.
@@ -98,8 +117,8 @@ class LatentVariableModel(nn.Module):
         return self.likelihood.check_data(x)
 
     def posterior(self, x: Tensor) -> Distribution:
-        """q(z | x) for x ``[N, D]``, event ``[L]``."""
-        return self.posterior_rule(x, self)
+        """q(z | x) for x ``[N, D]``, event ``[L]``; x is taken in the precision of the parameters."""
+        return self.posterior_rule(x.to(next(self.parameters()).dtype), self)
 
     def draw(self, x: Tensor, num_samples: int = 1) -> Draw:
         """S samples of q(z | x), differentiable where q is, with log p(x | z) at each."""
@@ -112,7 +131,7 @@ class LatentVariableModel(nn.Module):
         """log p(x | z) ``[S, N]`` for z ``[S, N, L]``; of the observed entries, where x may have others."""
         p = self.likelihood(z)
         with full_precision(x):
-            return p.observed_log_prob(x) if self.accepts_missing and isinstance(p, Factorized) else p.log_prob(x)
+            return p.observed_log_prob(x) if self.accepts_missing and isinstance(p, Marginalized) else p.log_prob(x)
 
     def log_weight(self, x: Tensor, num_samples: int = 1) -> Tensor:
         """log p(x, z) - log q(z | x) at S samples of q, ``[S, N]``.
@@ -125,6 +144,52 @@ class LatentVariableModel(nn.Module):
         q, z, log_likelihood = self.draw(x, num_samples)
         with full_precision(x):
             return log_likelihood + self.prior().log_prob(z) - q.log_prob(z)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x) of the observed entries, ``[N]``, where the posterior is exact.
+
+        Raises:
+            ValueError: it is not; the message names what bounds log p(x).
+        """
+        return self.posterior_rule.log_evidence(x, self, self.posterior(x))
+
+    def statistics(self, x: Tensor, q: Distribution | None = None) -> Statistics:
+        """The sums of an E-step over x ``[N, D]`` under q, the posterior unless another is given."""
+        q = self.posterior(x) if q is None else q
+        return {name: value for part in self.solvable for name, value in part.statistics(x, q).items()}
+
+    def initialize(self, x: Tensor, num_data: int) -> None:
+        """Let the parts take their start from training rows x ``[n, D]``, a part of all `num_data`."""
+        self.prior.initialize(x, num_data)
+        self.likelihood.initialize(x, num_data)
+
+    def maximize(self, statistics: Statistics) -> None:
+        """The M-step: every part takes the parameters that the sums determine."""
+        for part in self.solvable:
+            part.maximize(statistics)
+
+    def log_prior(self) -> Tensor | float:
+        """log p(parameters) / N up to a constant, in nats per training datum; 0 for maximum likelihood."""
+        return sum((part.log_prior() for part in self.solvable), 0.0)
+
+    @property
+    def solvable(self) -> list[Solvable]:
+        """The parts that learn by solving."""
+        return [part for part in (self.prior, self.likelihood) if isinstance(part, Solvable)]
+
+    def impute(self, x: Tensor) -> Predicted:
+        """The missing (NaN) entries of x ``[N, D]`` given the observed ones: E[x_missing | x_observed] and its standard deviation.
+
+        Observed entries are given back as they are, with standard deviation 0.
+
+        Raises:
+            ValueError: the model does not accept missing entries.
+        """
+        if not self.accepts_missing:
+            raise ValueError(f"a model with the posterior {type(self.posterior_rule).__name__} does not marginalise missing entries")
+        mean, std = self.likelihood.predict(x, self.posterior(x))
+        missing = x.isnan()
+        return Predicted(torch.where(missing, mean, x), None if std is None else std.masked_fill(~missing, 0.0))
 
     def encode(self, x: Tensor) -> Tensor:
         """The mean of q(z | x), ``[N, L]``."""

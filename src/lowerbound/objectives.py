@@ -3,6 +3,7 @@
     Reconstruction  E_q log p(x | z)
     ELBO            E_q log p(x | z) - beta KL(q(z | x), p(z))            Kingma & Welling 2014, eq. 3; Higgins et al. 2017, eq. 4
     free bits       the KL of each latent dimension counts as at least lambda nats     after Kingma et al. 2016, eq. 15
+    log evidence    log p(x), plus log p(parameters) / N where they have a prior     Bishop 2006, eq. 9.29 and section 9.3.4
     IWAE            E log 1/S sum_s w_s,  w_s = p(x, z_s) / q(z_s | x)    Burda et al. 2016, eq. 8
 
 An objective returns a `Bound`: its own value, and the reconstruction and KL of which elbo = reconstruction - kl, both with
@@ -18,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Distribution, kl_divergence
 
 from lowerbound.distributions import full_precision, kl_per_dimension
 from lowerbound.errors import real, whole
@@ -76,6 +77,30 @@ def analytic_kl(model: LatentVariableModel, draw: Draw) -> Tensor:
     except NotImplementedError:
         pair = f"{type(model.posterior_rule).__name__} to {type(model.prior).__name__}"
         raise ValueError(f"objective.kl=analytic: the KL of {pair} has no closed form; set objective.kl=sampled") from None
+
+
+class LogEvidence(Objective):
+    """log p(x) of a model whose posterior is exact, and so its own tightest bound: reconstruction - kl = log p(x)."""
+
+    def __call__(self, model: LatentVariableModel, x: Tensor, step: Step) -> Bound:
+        """The terms for x ``[N, D]``.
+
+        Raises:
+            ValueError: the posterior is not exact.
+        """
+        return evidence(model, x, model.posterior(x))
+
+
+def evidence(model: LatentVariableModel, x: Tensor, q: Distribution) -> Bound:
+    """The terms of log p(x) for x ``[N, D]`` and its exact posterior q.
+
+    Raises:
+        ValueError: the posterior is not exact.
+    """
+    log_evidence = model.posterior_rule.log_evidence(x, model, q)  # [N]
+    with torch.no_grad():
+        kl = kl_divergence(q, model.prior()).expand_as(log_evidence)
+    return Bound(log_evidence + model.log_prior(), log_evidence + kl, kl)
 
 
 class Reconstruction(Objective):

@@ -180,6 +180,21 @@ class EvaluationBatches:
         return [*range(start, stop, self.batch_size), stop]
 
 
+class OnePass:
+    """An epoch as one batch, which is this object: all rows of this rank in order, to go through by `chunks`."""
+
+    def __init__(self, chunks: EvaluationBatches) -> None:
+        self.chunks = chunks
+
+    def __len__(self) -> int:
+        """One."""
+        return 1
+
+    def __iter__(self) -> Iterator[OnePass]:
+        """Itself, once."""
+        yield self
+
+
 def gather(table: Tensor, rows: Tensor, device: torch.device) -> Tensor:
     """The rows of a table, on the device; through pinned memory where the table is not on that device and it is a GPU."""
     if table.device == device or device.type != "cuda":

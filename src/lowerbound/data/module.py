@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from lowerbound.data.batches import CHUNK, EvaluationBatches, FixedDraw, Place, TensorBatches
+from lowerbound.data.batches import CHUNK, EvaluationBatches, FixedDraw, OnePass, Place, TensorBatches
 from lowerbound.data.prepare import Preparation
 from lowerbound.data.source import Part, Source
 from lowerbound.data.steps import run
@@ -73,7 +73,7 @@ class TensorDataModule(LightningDataModule, ABC):
                 f"data.val_fraction={self.val_fraction} and data.test_fraction={self.test_fraction} must leave rows to train on"
             )
         self._parts: dict[str, _Rows] = {}
-        self._blocks: TensorBatches | None = None
+        self._blocks: TensorBatches | OnePass | None = None
         self._is_mapped = False
 
     @abstractmethod
@@ -119,23 +119,40 @@ class TensorDataModule(LightningDataModule, ABC):
         draw = self._fixed_draw(name)
         return (draw[start : start + CHUNK] for start in range(0, len(draw), CHUNK))
 
-    def train_dataloader(self) -> TensorBatches:
-        """Shuffled blocks ``[K, B, D]``, K = `steps_per_execution` of the trainer's module; the same object for the whole fit."""
+    def train_dataloader(self) -> TensorBatches | OnePass:
+        """Shuffled blocks ``[K, B, D]``, K = `steps_per_execution` of the trainer's module; the same object for the whole fit.
+
+        For a module that names `rows_per_chunk`, all rows in order as one batch, with the same draws in every epoch.
+        """
         if self._blocks is None:
-            self._blocks = self._training_blocks()
+            size = getattr(self.trainer and self.trainer.lightning_module, "rows_per_chunk", None)
+            self._blocks = self._training_blocks() if size is None else OnePass(self._batches("train", size))
         return self._blocks
+
+    def some(self, name: str, limit: int) -> Tensor:
+        """About `limit` rows of a part, spread over it in runs of at most `CHUNK`, prepared, in host memory."""
+        draw = self._fixed_draw(name)
+        if len(draw) <= limit:
+            return draw[:]
+        size = min(CHUNK, limit)
+        starts = torch.linspace(0, len(draw) - size, max(limit // size, 1)).long().tolist()
+        return torch.cat([draw[start : start + size] for start in starts])
+
+    def count(self, name: str) -> int:
+        """The rows of a part."""
+        return len(self._rows(name).rows)
 
     def val_dataloader(self) -> EvaluationBatches:
         """Validation rows in order."""
-        return self._evaluation_batches("val")
+        return self._batches("val", self.eval_batch_size)
 
     def test_dataloader(self) -> EvaluationBatches:
         """Test rows in order."""
-        return self._evaluation_batches("test")
+        return self._batches("test", self.eval_batch_size)
 
     def predict_dataloader(self) -> EvaluationBatches:
         """All test rows in order."""
-        return self._evaluation_batches("test")
+        return self._batches("test", self.eval_batch_size)
 
     def state_dict(self) -> dict[str, Any]:
         """The preparation's statistics."""
@@ -193,8 +210,13 @@ class TensorDataModule(LightningDataModule, ABC):
             steps=self.prepare.chain,
             seed=self.split_seed,
             part=PARTS.index(name),
-            dtype=self._place.dtype,
+            dtype=self._place.dtype if name != "train" else self._training_type(table),
         )
+
+    def _training_type(self, table: Tensor) -> torch.dtype:
+        """Real numbers stay as fine as they are for a module that takes sums over data: it minds their precision itself."""
+        sums = getattr(self.trainer and self.trainer.lightning_module, "rows_per_chunk", None) is not None
+        return torch.promote_types(table.dtype, torch.float32) if sums and table.is_floating_point() else self._place.dtype
 
     def _training_blocks(self) -> TensorBatches:
         table, rows, _ = self._rows("train")
@@ -213,10 +235,10 @@ class TensorDataModule(LightningDataModule, ABC):
             place=place,
         )
 
-    def _evaluation_batches(self, name: str) -> EvaluationBatches:
+    def _batches(self, name: str, size: int) -> EvaluationBatches:
         draw = self._fixed_draw(name)
         x = draw if self._is_mapped else self._stored(draw[:])
-        return EvaluationBatches(x=x, labels=self._rows(name).labels, batch_size=self.eval_batch_size, place=self._place)
+        return EvaluationBatches(x=x, labels=None if name == "train" else self._rows(name).labels, batch_size=size, place=self._place)
 
     def _stored(self, table: Tensor) -> Tensor:
         return table.to(self._place.device) if self.storage == "device" and not self._is_mapped else table
