@@ -98,7 +98,7 @@ def test_the_line_of_the_documentation_reads_naturally(command: Command) -> None
         ("beta=warmup", "beta=warmup: there is no such choice.", "beta=warm_up?"),
         ("experiment=vae_mnsit", "experiment=vae_mnsit: there is no such choice.", "vae_mnist"),
         ("vae", "vae: there is no key", "model=vae?"),
-        ("bernouli", "bernouli: there is no key", "likelihood=bernoulli?"),
+        ("bernouli", "bernouli: there is no key", "likelihood=bernoulli"),
         ("name=a=b", "name=a=b: mismatched input", "quoted twice"),
         ("+lr=3", "+lr=3: there is no key lr.", "fit.optimizer.lr?"),
         ("++lr=3", "++lr=3: there is no key lr.", "fit.optimizer.lr?"),

@@ -16,6 +16,7 @@ import lowerbound
 import zoo
 from lowerbound.data import InMemory
 from lowerbound.data.module import TensorDataModule
+from lowerbound.fit import Fit
 from lowerbound.gradient import GradientFit
 from lowerbound.instantiate import instantiate
 from lowerbound.model import LatentVariableModel
@@ -27,22 +28,38 @@ from lowerbound.schedules import Step
 NEEDS = {
     "prior=flat": ("model=autoencoder",),
     "prior=mixture_of_gaussians": ("objective.kl=sampled",),
+    "prior=one_hot": ("model=mixture",),
+    "likelihood=gaussian_components": ("model=mixture",),
+    "likelihood=bernoulli_components": ("model=mixture",),
     "posterior=delta": ("model=autoencoder",),
+    "posterior=enumeration": ("model=mixture",),
+    "posterior=exact": ("model=ppca",),
+    "posterior=projection": ("model=pca",),
+    "posterior=tied": ("model=linear_autoencoder",),
+    "objective=log_prob": ("model=ppca", "fit=gradient"),
     "objective=reconstruction": ("model=autoencoder",),
+    "objective=l2": ("model=linear_autoencoder",),
+    "objective=non_uniform_l2": ("model=linear_autoencoder",),
+    "objective=nested_dropout": ("model=linear_autoencoder",),
+    "objective=ordered": ("model=linear_autoencoder",),
+    "fit=closed_form": ("model=ppca",),
+    "fit=em": ("model=factor_analysis",),
+    "start=rows": ("model=ppca",),
     "network=conv": ("network.encoder.channels=[2,4]",),
     "data=table": ("data.path=rows.npy", "data.dim=6"),
 }
 SMALL = ("network.encoder.sizes=[8]",)
-LEARNING = ("prior", "likelihood", "noise", "posterior", "network", "model", "objective", "beta", "fit")
+LEARNING = ("prior", "likelihood", "noise", "covariance", "posterior", "network", "model", "objective", "beta", "fit", "start")
 
 
 def overrides_of(group: str, choice: str) -> tuple[str, ...]:
-    needs = NEEDS.get(f"{group}={choice}", ())
-    has_sizes = (group, choice) not in {("network", "conv"), ("network", "linear")} and "linear" not in choice
-    return (*needs, f"{group}={choice}", *(SMALL if has_sizes else ()))
+    needs = NEEDS.get(f"{group}={choice}", ("model=mixture",) if group == "covariance" else ())
+    lines = (*needs, f"{group}={choice}")
+    has_sizes = OmegaConf.select(zoo.composed(*lines), "network.encoder.sizes") is not None
+    return (*lines, *SMALL) if has_sizes else lines
 
 
-def parts(config: DictConfig) -> tuple[GradientFit, LatentVariableModel]:
+def parts(config: DictConfig) -> tuple[Fit, LatentVariableModel]:
     torch.manual_seed(0)
     model = instantiate(config.model)
     return instantiate(config.fit)(model), model
@@ -56,7 +73,7 @@ def choices_of(*groups: str) -> list[tuple[str, str]]:
 def test_every_way_to_learn_takes_a_step_with_finite_terms(group: str, choice: str) -> None:
     fit, model = parts(zoo.composed(*overrides_of(group, choice)))
     x = torch.rand(40, 64)
-    found = learn(model, lambda _: fit, InMemory(x.round() if choice == "bernoulli" else x, batch_size=8), max_epochs=1, accelerator="cpu")
+    found = learn(model, lambda _: fit, InMemory(x.round() if "bernoulli" in choice else x, batch_size=8), max_epochs=1, accelerator="cpu")
     assert found
     assert all(np.isfinite(value) for value in found.values())
 

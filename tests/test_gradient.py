@@ -66,7 +66,7 @@ def test_the_block_size_changes_nothing(steps: int) -> None:
 def test_an_epoch_of_one_batch_is_one_step_of_gradient_ascent_on_the_mean() -> None:
     """The uneven last batch counts as a batch: its mean is over its own rows."""
     x, model = toy(10), lowerbound.linear_autoencoder(DIM, 2)
-    weight = model.likelihood.network.linear.weight
+    weight = model.likelihood.weight
     before = weight.detach().clone()
     loss = -model.draw(x).log_likelihood.mean()
     (gradient,) = torch.autograd.grad(loss, weight)

@@ -25,9 +25,12 @@ from lowerbound.data import InMemory
 from lowerbound.data.prepare import Preparation
 from lowerbound.decoding import DeadAreas, DecoderUnits, NoiseScale
 from lowerbound.distributions import diagonal_normal
-from lowerbound.likelihoods import Bernoulli, Gaussian
+from lowerbound.likelihoods import Bernoulli, FixedNoise, Gaussian, SharedNoise
 from lowerbound.model import LatentVariableModel
+from lowerbound.networks import Linear
 from lowerbound.objectives import ELBO, ScoreFunctionELBO
+from lowerbound.posteriors import Delta, DiagonalGaussian
+from lowerbound.priors import Flat, StandardNormal
 from lowerbound.studies import BruteForce, GradientVariance, Study, gradients, unit, written
 
 SIX = 6  # standard errors
@@ -35,10 +38,11 @@ SCALE = 0.3
 
 
 def linear_vae(dim: int = 5, latent_dim: int = 2, seed: int = 0, orthogonal: bool = False) -> LatentVariableModel:
-    """A linear VAE in float64 with known weights, its q far from the posterior; or with columns of W at right angles."""
+    """A VAE of affine maps in float64 with known weights, its q far from the posterior; or with columns of W at right angles."""
     torch.manual_seed(seed)
-    model = lowerbound.linear_vae(dim, latent_dim).double()
-    assert isinstance(model.likelihood, Gaussian)
+    encoder, decoder = partial(Linear, inputs=dim), partial(Linear, inputs=latent_dim)
+    likelihood = Gaussian(decoder, latent_dim, dim, SharedNoise(dim))
+    model = LatentVariableModel(StandardNormal(latent_dim), likelihood, DiagonalGaussian(encoder, latent_dim, shared_scale=True)).double()
     with torch.no_grad():
         if orthogonal:
             weight(model).copy_(torch.linalg.qr(weight(model)).Q * torch.tensor([1.0, 0.5]))
@@ -211,7 +215,8 @@ def test_the_gradients_of_start_and_end_are_both_measured() -> None:
 
 def identity_autoencoder(shift: float) -> LatentVariableModel:
     """z = x - shift and x = z + shift, exactly."""
-    model = lowerbound.linear_autoencoder(2, 2)
+    affine = partial(Linear, inputs=2)
+    model = LatentVariableModel(Flat(2), Gaussian(affine, 2, 2, FixedNoise(2)), Delta(affine, 2))
     with torch.no_grad():
         for layer, sign in ((model.posterior_rule.network.linear, -1), (model.likelihood.network.linear, 1)):
             layer.weight.copy_(torch.eye(2))
@@ -263,7 +268,7 @@ def test_a_density_changes_with_the_unit(standardize: bool) -> None:
 
 def test_a_probability_has_no_unit() -> None:
     model = LatentVariableModel(
-        linear_vae().float().prior, Bernoulli(partial(lowerbound.networks.Linear, inputs=2), 2, 5), linear_vae().float().posterior_rule
+        linear_vae().float().prior, Bernoulli(partial(Linear, inputs=2), 2, 5), linear_vae().float().posterior_rule
     )
     x = torch.randint(0, 17, (60, 5))
     numbers = asked(DecoderUnits(), model, x, prepare=Preparation(levels=17, binarize="threshold"))

@@ -160,8 +160,9 @@ def _explain_key(key: str, overrides: Sequence[str], config_dir: str | None) -> 
         return [f"{typed}: with {run} there is no {key} to choose.", f"{PROGRAM} --help lists the groups."]
     known = [*groups, *hydra_groups, *(name for name, _ in _items(cfg))]
     meant = near_matches(key, [name for name in known if name.startswith("hydra") == key.startswith("hydra")])
-    choices = {choice: f"{group}={choice}" for group, options in groups.items() for choice in options}
-    meant += [choices[choice] for choice in near_matches(key, choices) if "." not in key]
+    choices = [(choice, f"{group}={choice}") for group, options in groups.items() for choice in options]
+    alike = near_matches(key, [choice for choice, _ in choices]) if "." not in key else []
+    meant += [written for name in alike for choice, written in choices if choice == name]
     return [f"{typed}: there is no key {key}.", *_question(meant[:3]), f"{PROGRAM} --cfg job lists every key, --help the groups."]
 
 

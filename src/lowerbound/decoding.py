@@ -17,6 +17,7 @@ from lowerbound.data.module import TensorDataModule
 from lowerbound.distributions import kl_per_dimension
 from lowerbound.fit import Fit
 from lowerbound.likelihoods import Gaussian
+from lowerbound.linear_gaussian import LinearGaussian
 from lowerbound.model import LatentVariableModel
 from lowerbound.studies import Answer, Study, copied, rows_of
 
@@ -79,7 +80,7 @@ class NoiseScale(Study):
 
     def check(self, model: LatentVariableModel) -> None:
         """Raise ValueError if the likelihood is not Gaussian, or there is no KL."""
-        if not isinstance(model.likelihood, Gaussian) or not model.is_bounded:
+        if not isinstance(model.likelihood, (Gaussian, LinearGaussian)) or not model.is_bounded:
             raise ValueError("NoiseScale looks at the s of N(f(z), diag s^2) in a model with a KL: choose likelihood=gaussian model=vae")
 
     @torch.no_grad()

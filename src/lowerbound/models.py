@@ -8,12 +8,12 @@
     pca                  flat       N(W z + b, I)            a point, the orthogonal projection
     ppca                 N(0, I)    N(W z + b, s^2 I)        exact
     factor_analysis      N(0, I)    N(W z + b, diag psi)     exact
-    mixture              Cat(pi)    N(mu_z, Sigma_z)         exact
+    gaussian_mixture     Cat(pi)    N(mu_z, Sigma_z)         exact
     bernoulli_mixture    Cat(pi)    bits of mean mu_z        exact
     gaussian             one z      N(mu, Sigma)             exact
     bernoulli            one z      bits of mean mu          exact
 
-They build what ``conf/model/<name>.yaml`` builds.
+They build what ``conf/model/<name>.yaml`` builds; both mixtures are ``conf/model/mixture.yaml``.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def factor_analysis(data_dim: int, latent_dim: int) -> LatentVariableModel:
     )
 
 
-def mixture(data_dim: int, num_components: int, covariance: Covariance | None = None, pseudo_counts: float = 1.0) -> LatentVariableModel:
+def gaussian_mixture(data_dim: int, num_components: int, covariance: Covariance | None = None, pseudo_counts: float = 1.0) -> LatentVariableModel:
     """A mixture of Gaussians with full covariances, or others, by `EMFit` or `GradientFit`."""
     return LatentVariableModel(
         prior=OneHot(num_components, pseudo_counts),
@@ -131,7 +131,7 @@ def bernoulli_mixture(data_dim: int, num_components: int, pseudo_counts: float =
 
 def gaussian(data_dim: int, covariance: Covariance | None = None) -> LatentVariableModel:
     """A Gaussian by maximum likelihood: a mixture of one component."""
-    return mixture(data_dim, 1, covariance, pseudo_counts=0.0)
+    return gaussian_mixture(data_dim, 1, covariance, pseudo_counts=0.0)
 
 
 def bernoulli(data_dim: int, pseudo_counts: float = 1.0) -> LatentVariableModel:
