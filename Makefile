@@ -1,4 +1,5 @@
 # make train [ARGS="model=... data=..."]   a trained model; the first time installs what it needs into .venv
+# make ladder [ARGS="data=..."]             every model beside its exact answer: a table and a figure in outputs/ladder
 # make test [ARGS="tests/test_cli.py"]      the tests
 # make lint                                 style and types
 
@@ -8,10 +9,13 @@ BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: train test lint
+.PHONY: train ladder test lint
 
 train: $(VENV)/.installed
 	$(BIN)/lowerbound-train $(ARGS)
+
+ladder: $(VENV)/.installed
+	$(BIN)/lowerbound-ladder $(ARGS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)

@@ -10,15 +10,17 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "lowerbound"
 
 FLOORS = (
-    "_torchvision errors instantiate distributions networks schedules randomness statistics data.source data.steps data.prepare",
-    "parts data.batches data.module",
+    "_torchvision errors instantiate distributions networks schedules randomness statistics answers seeding"
+    " data.source data.steps data.prepare",
+    "parts data.batches data.missing data.module",
     "priors likelihoods posteriors linear_gaussian covariances dense_covariances mixture data.images data.tables",
     "model models data.synthetic data.__init__",
-    "objectives bounds metrics starts",
-    "fit gradient solve em plots study_plots folder",
-    "callbacks tracking studies amortization decoding",
+    "objectives bounds metrics starts axes linear_objectives",
+    "fit gradient solve em plots em_plots ladder_plots linear_plots study_plots folder component_plots",
+    "callbacks tracking studies amortization decoding maximum_likelihood expectation codes imputing principal stories"
+    " identities components",
     "run",
-    "__init__ sweep",
+    "__init__ sweep rungs ladder_linear_vae ladder_rows ladder_checks ladder",
     "cli",
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names.split()}

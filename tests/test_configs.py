@@ -17,7 +17,6 @@ import zoo
 from lowerbound.data import InMemory
 from lowerbound.data.module import TensorDataModule
 from lowerbound.fit import Fit
-from lowerbound.gradient import GradientFit
 from lowerbound.instantiate import instantiate
 from lowerbound.model import LatentVariableModel
 from lowerbound.objectives import Objective
@@ -45,6 +44,7 @@ NEEDS = {
     "fit=closed_form": ("model=ppca",),
     "fit=em": ("model=factor_analysis",),
     "start=rows": ("model=ppca",),
+    "start=pca": ("latent_dim=2",),
     "network=conv": ("network.encoder.channels=[2,4]",),
     "data=table": ("data.path=rows.npy", "data.dim=6"),
 }
@@ -186,6 +186,7 @@ def test_parts_that_do_not_fit_are_refused_by_the_constructor(overrides: tuple[s
         (("objective.beta=much",), r"objective\.beta"),
         (("objective.num_samples=0",), "num_samples"),
         (("objective.kl=exact",), "analytic or sampled"),
+        (("objective.reconstruction=exact",), "analytic or sampled"),
         (("objective.free_bits=-1",), "free_bits"),
         (("objective=iwae", "objective.num_samples=0"), "num_samples"),
     ],
@@ -242,6 +243,7 @@ def test_every_number_of_a_vae_changes_its_objective(override: str) -> None:
         (("prior=mixture_of_gaussians", "objective.kl=sampled"), "prior.num_components=3"),
         (("prior=mixture_of_gaussians", "objective.kl=sampled"), "prior.min_scale=0.5"),
         (("objective=score_function",), "objective.num_samples=3"),
+        (("model=linear_vae",), "objective.reconstruction=analytic"),
         (("network=conv",), "network.encoder.channels=[8,8]"),
     ],
 )

@@ -149,6 +149,7 @@ def test_the_doubly_reparameterised_gradient_is_the_formula_of_the_paper() -> No
     ("one", "other"),
     [
         (ELBO(kl="analytic"), ELBO(kl="sampled")),
+        (ELBO(reconstruction="analytic"), ELBO()),
         (ELBO(), ScoreFunctionELBO(8)),
         (IWAE(4), IWAE(4, doubly_reparameterized=True)),
     ],

@@ -50,12 +50,27 @@ def test_images_beyond_the_unit_interval_are_scaled_alike(x: Tensor) -> None:
         np.testing.assert_allclose(tile(image, row, 2, 2, 3), ((4 * x[2] - 2 - low) / (high - low)).view(2, 3))
 
 
-def test_missing_entries_are_grey(x: Tensor) -> None:
+def test_missing_entries_are_orange(x: Tensor) -> None:
     x[1, 4] = math.nan
-    image = grid(plots.reconstructions(x, torch.zeros_like(x), [1, 2, 3]))
-    assert tile(image, 0, 1, 2, 3)[1, 1] == 0.5
+    axes = plots.reconstructions(x, torch.zeros_like(x), [1, 2, 3]).axes[0]
+    image = np.asarray(axes.images[0].get_array())
+    assert tile(image, 0, 1, 2, 3)[1, 1] == pytest.approx(mpl.colors.to_rgb(plots.ORANGE))
+    np.testing.assert_allclose(tile(image, 0, 0, 2, 3)[..., 1], x[0].view(2, 3))
     figure = plots.reconstructions(x, torch.zeros_like(x))
     assert len(figure.axes[0].collections[0].get_offsets()) == x.numel() - 1
+
+
+def test_holes_stand_over_what_fills_them_and_the_truth(x: Tensor) -> None:
+    holes = torch.zeros_like(x, dtype=torch.bool)
+    holes[:, 2] = True
+    image = np.asarray(plots.filled_in(x.masked_fill(holes, math.nan), 1 - x, x, [1, 2, 3]).axes[0].images[0].get_array())
+    for column in range(4):
+        assert tile(image, 0, column, 2, 3)[0, 2] == pytest.approx(mpl.colors.to_rgb(plots.ORANGE))
+        for row, expected in ((1, 1 - x), (2, x)):
+            np.testing.assert_allclose(tile(image, row, column, 2, 3)[..., 0], expected[column].view(2, 3))
+    cloud = plots.filled_in(x.masked_fill(holes, math.nan), 1 - x, x).axes[0]
+    np.testing.assert_allclose(cloud.collections[0].get_offsets(), torch.stack([x[:, 2], 1 - x[:, 2]], 1))
+    assert (cloud.get_xlabel(), cloud.get_ylabel()) == ("truth", "filled in")
 
 
 def test_colours_keep_their_channels() -> None:

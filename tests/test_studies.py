@@ -267,9 +267,7 @@ def test_a_density_changes_with_the_unit(standardize: bool) -> None:
 
 
 def test_a_probability_has_no_unit() -> None:
-    model = LatentVariableModel(
-        linear_vae().float().prior, Bernoulli(partial(Linear, inputs=2), 2, 5), linear_vae().float().posterior_rule
-    )
+    model = LatentVariableModel(linear_vae().float().prior, Bernoulli(partial(Linear, inputs=2), 2, 5), linear_vae().float().posterior_rule)
     x = torch.randint(0, 17, (60, 5))
     numbers = asked(DecoderUnits(), model, x, prepare=Preparation(levels=17, binarize="threshold"))
     assert set(numbers) == {"log_probability"}

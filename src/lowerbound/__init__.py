@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import lowerbound._torchvision  # noqa: F401  first of all: lightning and torchmetrics import torchvision
 
 if TYPE_CHECKING:
+    from lowerbound.axes import canonical
+    from lowerbound.components import number_of_components
     from lowerbound.em import EMFit
     from lowerbound.gradient import GradientFit
     from lowerbound.model import LatentVariableModel
@@ -34,6 +36,7 @@ __all__ = [
     "autoencoder",
     "bernoulli",
     "bernoulli_mixture",
+    "canonical",
     "factor_analysis",
     "gaussian",
     "gaussian_mixture",
@@ -41,12 +44,15 @@ __all__ = [
     "linear_autoencoder",
     "linear_vae",
     "load",
+    "number_of_components",
     "pca",
     "ppca",
     "vae",
 ]
 
 _HOMES = {
+    "lowerbound.axes": ("canonical",),
+    "lowerbound.components": ("number_of_components",),
     "lowerbound.gradient": ("GradientFit",),
     "lowerbound.model": ("LatentVariableModel",),
     "lowerbound.models": (

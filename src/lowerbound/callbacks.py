@@ -22,11 +22,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
-from lowerbound import plots
+from lowerbound import component_plots, plots
 from lowerbound.data.module import TensorDataModule
 from lowerbound.distributions import kl_per_dimension
 from lowerbound.fit import Fit, rows
 from lowerbound.folder import FIGURES, LAST, WEIGHTS
+from lowerbound.linear_gaussian import LinearGaussian
 from lowerbound.model import LatentVariableModel
 from lowerbound.randomness import own_generators
 from lowerbound.tracking import METRICS, read_metrics, send_picture
@@ -140,7 +141,12 @@ class Pictures(Callback):
             return
         shown = x[: self.num_images] if shape else x
         yield "reconstructions", plots.reconstructions(shown, model.reconstruct(shown), shape)
+        truth = _unhidden(trainer, len(shown))
+        if truth is not None and (shown.isnan() & ~truth.to(shown).isnan()).any():
+            yield "filled_in", plots.filled_in(shown, model.impute(shown).mean, truth, shape)
         yield "latent_plane", plots.latent_plane(model.encode(x), labels)
+        if isinstance(model.likelihood, LinearGaussian):
+            yield "loadings", component_plots.loadings(model.likelihood.weight, shape)
         if model.prior.is_proper:
             yield "samples", plots.samples(model.sample(self.num_images**2), shape, x)
         with suppress(ValueError):  # posteriors that do not factorise have no KL of a dimension
@@ -160,6 +166,12 @@ def _validation_data(trainer: Trainer, model: LatentVariableModel, most: int) ->
     known = [labels for _, labels in batches if labels is not None]
     labels = torch.cat(known)[:most] if known else None
     return x.to(weights), labels, None if shape is None else tuple(shape)
+
+
+def _unhidden(trainer: Trainer, count: int) -> Tensor | None:
+    """The first rows ``[count, D]`` of the validation data before entries were hidden, if any were."""
+    data = getattr(trainer, "datamodule", None)
+    return data.unhidden("val", count) if isinstance(data, TensorDataModule) and data.missing.hides else None
 
 
 def _collect(trainer: Trainer, most: int) -> tuple[list[tuple[Tensor, Tensor | None]], tuple[int, ...] | None]:

@@ -1,4 +1,4 @@
-"""The command line, `lowerbound-train`: Hydra, and an answer of at most three lines to what it does not understand."""
+"""The commands `lowerbound-train` and `lowerbound-ladder`: Hydra, and an answer of at most three lines to what it does not understand."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import hydra
 from hydra._internal.utils import get_args
@@ -23,11 +24,35 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from lowerbound.errors import NonFiniteError, near_matches
 
 USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
-PROGRAM = "lowerbound-train"
 _HYDRA_VERSION = "1.3"
 
 
-def main() -> int:
+class Command(NamedTuple):
+    """A command by name, its file in ``conf/``, and where to get what it does with the configuration."""
+
+    name: str
+    config: str
+    load: Callable[[], Callable[[DictConfig], object]]
+
+
+def _train() -> Callable[[DictConfig], object]:
+    from lowerbound.run import train  # here, so that help and a typo need not wait for it
+
+    return train
+
+
+def _climb() -> Callable[[DictConfig], object]:
+    from lowerbound.ladder import climb_and_tell
+
+    return climb_and_tell
+
+
+TRAIN = Command("lowerbound-train", "config", _train)
+LADDER = Command("lowerbound-ladder", "ladder", _climb)
+PROGRAM = TRAIN.name
+
+
+def main(command: Command = TRAIN) -> int:
     """Run the command line in ``sys.argv``.
 
     Returns:
@@ -37,13 +62,22 @@ def main() -> int:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word.startswith("-") or "=" not in word)  # argparse wants overrides in one piece
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a `_target_` in a file of the user's, which must not hide a library's
+
+    def task(cfg: DictConfig) -> object:
+        return _task(cfg, command)
+
     try:
-        hydra.main(config_path=str(conf_folder()), config_name="config", version_base=_HYDRA_VERSION)(_task)()
+        hydra.main(config_path=str(conf_folder()), config_name=command.config, version_base=_HYDRA_VERSION)(task)()
     except USER_ERRORS as error:
         if "debug=true" in sys.argv:
             raise
-        return _report(error)
+        return _report(error, command)
     return 0
+
+
+def ladder() -> int:
+    """Climb the ladder: `main`, and 1 also for what misses its exact answer."""
+    return main(LADDER)
 
 
 def conf_folder() -> Path:
@@ -63,18 +97,17 @@ def short(overrides: str, limit: int = 100) -> str:
 OmegaConf.register_new_resolver("short", short, replace=True)
 
 
-def _task(cfg: DictConfig) -> float:
+def _task(cfg: DictConfig, command: Command) -> object:
     """One run. A sweep is told of an error, a single run answers it: Hydra would first print the command once more."""
     try:
-        check_overrides(cfg)
-        from lowerbound.run import train  # here, so that help and a typo need not wait for it
-
+        check_overrides(cfg, command)
+        run = command.load()
         _quieten_lightning()
-        return train(cfg)
+        return run(cfg)
     except USER_ERRORS as error:
         if cfg.debug or HydraConfig.get().mode is not RunMode.RUN:
             raise
-        raise SystemExit(_report(error)) from error
+        raise SystemExit(_report(error, command)) from error
 
 
 def _quieten_lightning() -> None:
@@ -83,7 +116,7 @@ def _quieten_lightning() -> None:
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
 
 
-def check_overrides(cfg: DictConfig) -> None:
+def check_overrides(cfg: DictConfig, command: Command = TRAIN) -> None:
     """Refuse what composes and would then be ignored, or fail without a name.
 
     Raises:
@@ -91,7 +124,7 @@ def check_overrides(cfg: DictConfig) -> None:
         ValueError: a schedule from the group `beta` together with a number at `objective.beta`.
     """
     choices = dict(HydraConfig.get().runtime.choices)
-    known = {*choices, *OmegaConf.load(conf_folder() / "config.yaml")}
+    known = {*choices, *OmegaConf.load(conf_folder() / f"{command.config}.yaml")}
     for override in OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False) or ():
         added = re.match(r"\+{1,2}(\w+)=", str(override))
         if added and added[1] not in known:
@@ -112,21 +145,22 @@ def _check_values(cfg: DictConfig) -> None:
             raise ConfigCompositionException(f"{key}: {str(error).splitlines()[0]}") from None
 
 
-def _report(error: Exception) -> int:
+def _report(error: Exception, command: Command) -> int:
     GlobalHydra.instance().clear()  # an error within a run; composing what was meant starts Hydra afresh
     args = get_args(sys.argv[1:])
-    lines = explain(error, args.overrides, args.config_dir)
-    print(f"{PROGRAM}: " + "\n  ".join(lines), file=sys.stderr)
+    lines = explain(error, args.overrides, args.config_dir, command)
+    print(f"{command.name}: " + "\n  ".join(lines), file=sys.stderr)
     return 1 if isinstance(error, NonFiniteError) else 2
 
 
-def explain(error: Exception, overrides: Sequence[str], config_dir: str | None = None) -> list[str]:
+def explain(error: Exception, overrides: Sequence[str], config_dir: str | None = None, command: Command = TRAIN) -> list[str]:
     """At most three lines: what was wrong, what was probably meant, where to look.
 
     Args:
         error: what composing the configuration, or the run, raised.
         overrides: the command line's ``key=value`` arguments.
         config_dir: a further folder of configuration, from Hydra's ``--config-dir``.
+        command: which one it is.
     """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         return _explain_choice(error.missing_cfg_file, error.options)
@@ -134,9 +168,9 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: str | None =
         return [f"{error.override}: {error.message.splitlines()[0]}", "A value with =,(){}[] in it is quoted twice: 'key=\"value\"'"]
     unknown = re.search(r"Could not override '([^'@]+)|config group '([^'@]+)", str(error))
     if isinstance(error, OverrideParseException):
-        return _explain_key(error.override, overrides, config_dir)
+        return _explain_key(error.override, overrides, config_dir, command)
     if isinstance(error, ConfigCompositionException) and unknown:
-        return _explain_key(unknown[1] or unknown[2], overrides, config_dir)
+        return _explain_key(unknown[1] or unknown[2], overrides, config_dir, command)
     return _explain_other(error)
 
 
@@ -146,24 +180,25 @@ def _explain_choice(missing: str, options: Sequence[str]) -> list[str]:
     return [f"{group}={choice}: there is no such choice.", *_question(meant), f"{group} is one of {', '.join(sorted(options))}."]
 
 
-def _explain_key(key: str, overrides: Sequence[str], config_dir: str | None) -> list[str]:
+def _explain_key(key: str, overrides: Sequence[str], config_dir: str | None, command: Command) -> list[str]:
     typed = next((o for o in overrides if re.split("[=@]", o.lstrip("+~"))[0] == key), key)
     others = [o for o in overrides if o != typed]
     with hydra.initialize_config_dir(str(conf_folder()), version_base=_HYDRA_VERSION):
-        cfg = _composed(others, config_dir)
+        cfg = _composed(others, config_dir, command)
         loader = GlobalHydra.instance().config_loader()
         groups = {group: loader.get_group_options(group) for group in loader.list_groups("") if group != "hydra"}
         hydra_groups = [f"hydra/{group}" for group in loader.list_groups("hydra")]
     if key in groups:
         chosen = cfg.hydra.runtime.choices
         run = ", ".join(f"{group}={chosen[group]}" for group in ("model", "likelihood") if group in chosen)
-        return [f"{typed}: with {run} there is no {key} to choose.", f"{PROGRAM} --help lists the groups."]
+        given = f"with {run} " if run else ""
+        return [f"{typed}: {given}there is no {key} to choose.", f"{command.name} --help lists the groups."]
     known = [*groups, *hydra_groups, *(name for name, _ in _items(cfg))]
     meant = near_matches(key, [name for name in known if name.startswith("hydra") == key.startswith("hydra")])
     choices = [(choice, f"{group}={choice}") for group, options in groups.items() for choice in options]
     alike = near_matches(key, [choice for choice, _ in choices]) if "." not in key else []
     meant += [written for name in alike for choice, written in choices if choice == name]
-    return [f"{typed}: there is no key {key}.", *_question(meant[:3]), f"{PROGRAM} --cfg job lists every key, --help the groups."]
+    return [f"{typed}: there is no key {key}.", *_question(meant[:3]), f"{command.name} --cfg job lists every key, --help the groups."]
 
 
 def _explain_other(error: Exception) -> list[str]:
@@ -181,13 +216,13 @@ def _question(meant: Sequence[str]) -> list[str]:
     return [f"Did you mean {' or '.join(meant)}?"] if meant else []
 
 
-def _composed(overrides: list[str], config_dir: str | None) -> DictConfig:
+def _composed(overrides: list[str], config_dir: str | None, command: Command) -> DictConfig:
     """The configuration of the overrides; where they do not compose either, that of none."""
     path = [f"hydra.searchpath=[file://{os.path.abspath(config_dir)}]"] if config_dir else []
     try:
-        return hydra.compose("config", path + overrides, return_hydra_config=True)
+        return hydra.compose(command.config, path + overrides, return_hydra_config=True)
     except USER_ERRORS:
-        return hydra.compose("config", path, return_hydra_config=True)
+        return hydra.compose(command.config, path, return_hydra_config=True)
 
 
 def _items(cfg: DictConfig) -> Iterator[tuple[str, object]]:

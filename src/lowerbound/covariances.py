@@ -3,9 +3,9 @@
     Spherical   s_k^2 I
     Diagonal    diag s_k^2
 
-A covariance is asked for log-densities, for the sums of the E-step about the present means, and for its maximum given the
-mean square deviation of each component. Missing entries of a factorised covariance are left out of the sums. Every scale has a floor.
-Those whose entries go together are in `dense_covariances`.
+A covariance is asked for log-densities, for the sums of the E-step, and for its maximum given each component's scatter about its
+mean; x and the means are counted from one point near the data, which saves digits. Missing entries of a factorised covariance are
+left out of the sums. Every scale has a floor. Those whose entries go together are in `dense_covariances`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,26 @@ class Conditional(NamedTuple):
     variance: Tensor
 
 
+def positive(count: Tensor) -> Tensor:
+    """The counts as divisors: a sum over nothing divided by its count is 0."""
+    return count.clamp(min=torch.finfo(count.dtype).tiny)
+
+
+def like(counts: Tensor, sums: Tensor) -> Tensor:
+    """The counts ``[K]`` or ``[K, D]`` with as many dimensions as the sums that belong to them."""
+    return counts.reshape(counts.shape + (1,) * (sums.ndim - counts.ndim))
+
+
+def squared(shift: Tensor, second: Tensor) -> Tensor:
+    """The squares of shifts ``[K, D]``: entry by entry or outer products, as the second moments are."""
+    return shift.square() if second.ndim == shift.ndim else shift.unsqueeze(-1) * shift.unsqueeze(-2)
+
+
+def has_missing(x: Tensor) -> bool:
+    """Whether an entry is NaN: a sum passes it on, which is cheaper than to look at each."""
+    return bool(x.sum().isnan())
+
+
 class Covariance(nn.Module, ABC):
     """The covariances of K components in D dimensions."""
 
@@ -49,15 +69,21 @@ class Covariance(nn.Module, ABC):
 
     @abstractmethod
     def statistics(self, x: Tensor, mean: Tensor, responsibilities: Tensor) -> Statistics:
-        """Weighted counts, first and second moments about the means; float64."""
+        """Weighted counts, first and second moments of x ``[N, D]``; float64."""
 
     @abstractmethod
-    def maximize(self, deviation: Tensor, weight: Tensor) -> None:
-        """The maximum given each component's mean square deviation, of that weight."""
+    def maximize(self, count: Tensor, scatter: Tensor) -> None:
+        """The maximum given each component's scatter, the sum of squared deviations of so many data."""
 
-    @abstractmethod
     def restart(self, empty: Tensor, heaviest: Tensor) -> None:
         """Give the components `empty` ``[K]`` the covariance of the heaviest."""
+        for parameter in self.parameters():
+            if len(parameter) == self.num_components:  # else all share one
+                parameter[empty] = parameter[heaviest].clone()
+
+    @abstractmethod
+    def stretched(self, directions: Tensor) -> Tensor:
+        """C_k u_k ``[K, D]`` of directions u, with C C' = Sigma: as many standard deviations long as u."""
 
     @abstractmethod
     def conditional(self, x: Tensor, mean: Tensor) -> Conditional:
@@ -72,8 +98,8 @@ class Covariance(nn.Module, ABC):
         """The diagonals ``[K, D]``."""
 
     @abstractmethod
-    def shaped(self, count: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-        """Deviation and weight for `maximize`, alike for all components, from one covariance ``[D, D]`` of `count` data."""
+    def shaped(self, count: Tensor, scatter: Tensor) -> tuple[Tensor, Tensor]:
+        """Counts and scatter as `maximize` takes them, alike for all components, from one scatter ``[D, D]`` of `count` data."""
 
     def check_missing(self) -> None:
         """Refuse missing entries where they would cost too much.
@@ -103,39 +129,32 @@ class Factorised(Covariance, ABC):
         return diagonal_normal(loc, z @ self.scale)
 
     def log_densities(self, x: Tensor, mean: Tensor) -> Tensor:
-        """By (x - mu)^2 / s^2 = x^2 / s^2 - 2 x mu / s^2 + mu^2 / s^2, x counted from the mean of the means."""
-        centre = mean.mean(0)
-        seen = (~x.isnan()).to(mean)  # [N, D]
-        x, mean = (x - centre).nan_to_num(0.0), mean - centre
+        """By (x - mu)^2 / s^2 = x^2 / s^2 - 2 x mu / s^2 + mu^2 / s^2."""
+        missing = x.isnan()
+        seen, x = (~missing).to(x), x.masked_fill(missing, 0.0)  # [N, D]
         precision = self.scale.square().reciprocal()  # [K, D]
         constant = mean.square() * precision - precision.log() + log(2 * pi)
         return -(x.square() @ precision.T - 2 * x @ (mean * precision).T + seen @ constant.T) / 2
 
     def statistics(self, x: Tensor, mean: Tensor, responsibilities: Tensor) -> Statistics:
-        """Over the observed entries: counts, first and second moments, each ``[K, D]``."""
-        centre = mean.mean(0)
-        seen, x, r = (~x.isnan()).to(mean), (x - centre).nan_to_num(0.0), responsibilities.T
-        shift = mean - centre
-        count, first, second = ((r @ sums).double() for sums in (seen, x, x.square()))
-        return {
-            "count": count,
-            "first": first - count * shift,
-            "second": second - 2 * shift * first + count * shift.square(),
-        }
-
-    def restart(self, empty: Tensor, heaviest: Tensor) -> None:
-        """As the heaviest."""
-        self.log_scale[empty] = self.log_scale[heaviest]
+        """Over the observed entries, each ``[K, D]``."""
+        missing, r = x.isnan(), responsibilities.T
+        seen, x = (~missing).to(x), x.masked_fill(missing, 0.0)  # [N, D]
+        return {"count": (r @ seen).double(), "first": (r @ x).double(), "second": (r @ x.square()).double()}
 
     def conditional(self, x: Tensor, mean: Tensor) -> Conditional:
         """The component's own, whatever was observed."""
         shape = (len(x), *mean.shape)
         return Conditional(mean.expand(shape), self.scale.square().expand(shape))
 
-    def shaped(self, count: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    def stretched(self, directions: Tensor) -> Tensor:
+        """s_k u_k."""
+        return self.scale * directions
+
+    def shaped(self, count: Tensor, scatter: Tensor) -> tuple[Tensor, Tensor]:
         """The diagonal, ``[K, D]``."""
         shape = (self.num_components, self.data_dim)
-        return covariance.diagonal().expand(shape), count.expand(shape)
+        return count.expand(shape), scatter.diagonal().expand(shape)
 
     def penalty(self, spread: Tensor) -> Tensor:
         """sum_kd log s_kd^2 + spread_d / s_kd^2."""
@@ -144,6 +163,11 @@ class Factorised(Covariance, ABC):
     def variances(self) -> Tensor:
         """s^2."""
         return self.scale.square()
+
+    def _set(self, count: Tensor, scatter: Tensor) -> None:
+        """s^2 = scatter / count; as it was where nothing was observed."""
+        scale = (scatter.clamp(min=0) / positive(count)).sqrt()  # below 0 by rounding only
+        self.log_scale.copy_(torch.where(count > 0, log_above(scale, self.min_scale), self.log_scale))
 
 
 @final
@@ -155,10 +179,9 @@ class Spherical(Factorised):
         self.log_scale = nn.Parameter(torch.zeros(num_components, 1, dtype=torch.float64))  # [K, 1]
 
     @torch.no_grad()
-    def maximize(self, deviation: Tensor, weight: Tensor) -> None:
-        """The mean over dimensions."""
-        mean = (deviation * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
-        self.log_scale.copy_(log_above(mean.sqrt(), self.min_scale))
+    def maximize(self, count: Tensor, scatter: Tensor) -> None:
+        """Over all dimensions."""
+        self._set(count.sum(1, keepdim=True), scatter.sum(1, keepdim=True))
 
 
 @final
@@ -170,6 +193,6 @@ class Diagonal(Factorised):
         self.log_scale = nn.Parameter(torch.zeros(num_components, data_dim, dtype=torch.float64))  # [K, D]
 
     @torch.no_grad()
-    def maximize(self, deviation: Tensor, weight: Tensor) -> None:
-        """The deviations themselves."""
-        self.log_scale.copy_(log_above(deviation.sqrt(), self.min_scale))
+    def maximize(self, count: Tensor, scatter: Tensor) -> None:
+        """Dimension by dimension."""
+        self._set(count, scatter)

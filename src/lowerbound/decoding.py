@@ -32,7 +32,7 @@ class DeadAreas(Study):
     """Where draws from N(0, I) fall among the codes of the training data, and what the decoder makes of them.
 
     A draw is dead if it is farther from every training code than 99% of the codes of test data are. A code is one draw of
-    q(z | x), which is what the decoder learnt from. The errors are squared errors of reconstructions, summed over x.
+    q(z | x), which is what the decoder learnt from. The errors are squared errors of reconstructions, summed over what is observed of x.
     """
 
     name = "dead_areas"
@@ -60,8 +60,8 @@ class DeadAreas(Study):
             "dead_share": (distances > radius).double().mean().item(),
             "dead_of_fitted_gaussian_share": (nearest(fitted, codes) > radius).double().mean().item(),
             "posterior_scale": model.posterior(test).variance.mean().sqrt().item(),
-            "train_squared_error": (train - model.reconstruct(train)).square().sum(-1).mean().item(),
-            "test_squared_error": (test - model.reconstruct(test)).square().sum(-1).mean().item(),
+            "train_squared_error": (train - model.reconstruct(train)).square().nansum(-1).mean().item(),
+            "test_squared_error": (test - model.reconstruct(test)).square().nansum(-1).mean().item(),
         }
         decoded = model.likelihood(draws[: self.num_images]).mean
         clouds = study_plots.Clouds(codes, draws, usual, distances, radius)
@@ -90,11 +90,11 @@ class NoiseScale(Study):
         x = rows_of(data, "test", model)
         kl = kl_per_dimension(model.posterior(x), model.prior()).mean(0)  # [L]
         p = model.likelihood(model.draw(x).z[0])
-        residual = (x - p.mean).square().mean(0).sqrt()  # [D]
+        residual = (x - p.mean).square().nanmean(0).sqrt()  # [D]
         scale = p.stddev.square().mean(0).sqrt()  # [D]
         numbers = {
             "active_dimensions": float((kl > plots.COLLAPSED).sum()),
-            "squared_error": residual.square().sum().item(),
+            "squared_error": residual.square().nansum().item(),
             "mean_scale": scale.mean().item(),
         }
         return Answer(numbers, study_plots.noise_scale(residual, scale))

@@ -2,7 +2,7 @@
 
     Full      Sigma_k
     Tied      one Sigma
-    LowRank   W_k W_k' + s_k^2 I, probabilistic PCA with z marginalised (Tipping & Bishop 1999b, eq. 4)
+    LowRank   W_k W_k' + s_k^2 I, probabilistic PCA with z marginalised (Tipping & Bishop 1999b; Bishop 2006, eq. 12.36)
 
 Missing entries are filled in with their expectation given the observed ones, under each component, and their conditional
 covariance is added to the sums (Ghahramani & Jordan 1994, section 3). Maxima are those among covariances whose eigenvalues are
@@ -14,20 +14,66 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from math import log, pi
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from lowerbound.covariances import Conditional, Covariance
+from lowerbound.covariances import Conditional, Covariance, has_missing, like, positive
 from lowerbound.distributions import DenseNormal, observed_precision
 from lowerbound.errors import whole
 from lowerbound.likelihoods import log_above
-from lowerbound.statistics import Statistics, eigenvectors, gram, signed
+from lowerbound.statistics import Statistics, added, eigenvectors, signed
 
 MAX_PATTERN_DIM = 256  # a pattern of missing entries costs the inverse of a D x D matrix for each component
-PATTERNS = 128  # inverted at a time
+ROWS = 512  # at a time: the K D numbers of each stay in the processor's cache
+NEGLIGIBLE = 1e-20  # a responsibility that changes no digit of a sum
+CELLS = 2**22  # at a time, where a row with missing entries takes K D D of them
+
+
+class Observed(NamedTuple):
+    """Rows ``[n]`` of a table and what was observed in them; `which` ``[n]`` of U patterns of missing entries is theirs."""
+
+    rows: Tensor
+    which: Tensor
+    missing: Tensor  # [U, D]
+    error: Tensor  # x - mu_k, 0 where missing, [n, K, D]
+    precision: Tensor  # inverses of the observed blocks, 0 elsewhere, [U, K, D, D]
+    log_det: Tensor  # of the observed blocks, [U, K]
+
+    def times_error(self, matrices: Tensor) -> Tensor:
+        """``[n, K, D]`` from a matrix ``[U, K, D, D]`` for each pattern."""
+        return (matrices[self.which] @ self.error.unsqueeze(-1)).squeeze(-1)
+
+
+def observed(x: Tensor, mean: Tensor, matrices: Tensor) -> Iterator[Observed]:
+    """The rows of x ``[N, D]`` by their patterns of missing entries, some rows at a time."""
+    missing, pattern = x.isnan().unique(dim=0, return_inverse=True)
+    for rows in pattern.argsort().split(max(1, CELLS // matrices.numel())):
+        first, last = pattern[rows[0]], pattern[rows[-1]]
+        here, which = missing[first : last + 1], pattern[rows] - first
+        error = (x[rows].unsqueeze(1) - mean).masked_fill(here[which].unsqueeze(1), 0.0)
+        yield Observed(rows, which, here, error, *observed_precision(matrices, here.unsqueeze(1)))
+
+
+def _second_moments(x: Tensor, responsibilities: Tensor) -> Tensor:
+    """sum_n gamma_nk x_n x_n' ``[K, D, D]`` in one product for all components."""
+    second = x.new_zeros(x.shape[1], responsibilities.shape[1] * x.shape[1])
+    for rows, r in zip(x.split(ROWS), responsibilities.split(ROWS), strict=True):
+        weighted = r.unsqueeze(2) * rows.unsqueeze(1)  # [n, K, D]
+        second.addmm_(rows.T, weighted.flatten(1))  # [D, K D]
+    return second.unflatten(1, (-1, x.shape[1])).transpose(0, 1)
+
+
+def _second_moments_of_few(x: Tensor, responsibilities: Tensor) -> Tensor:
+    """The same where most data belong to one component: each component's product over the data that are not beyond it."""
+    second = []
+    for r in responsibilities.T:
+        near = (r > NEGLIGIBLE).nonzero().squeeze(1)
+        rows = x[near]
+        second.append((r[near].unsqueeze(1) * rows).T @ rows)
+    return torch.stack(second)
 
 
 class Dense(Covariance, ABC):
@@ -48,72 +94,83 @@ class Dense(Covariance, ABC):
         return DenseNormal(loc, scale_tril=torch.tensordot(z, self.factors(), 1), validate_args=False)
 
     def log_densities(self, x: Tensor, mean: Tensor) -> Tensor:
-        """By |C^-1 (x - mu)|^2, all components in one product; with missing entries, pattern by pattern."""
-        if x.isnan().any():
-            return self._observed_log_densities(x, mean)
-        centre, factors = mean.mean(0), self.factors()
+        """Rows of which all is observed in products for all components; the others pattern by pattern."""
+        if not has_missing(x):
+            return self._log_densities(x, mean)
+        partial = x.isnan().any(1)
+        densities = x.new_empty(len(x), len(mean))
+        densities[~partial] = self._log_densities(x[~partial], mean)
+        densities[partial] = self._observed_log_densities(x[partial], mean)
+        return densities
+
+    def _log_densities(self, x: Tensor, mean: Tensor) -> Tensor:
+        """By |C^-1 (x - mu)|^2."""
+        factors = self.factors()
         identity = torch.eye(self.data_dim, dtype=mean.dtype, device=mean.device).expand_as(factors)
         inverse = torch.linalg.solve_triangular(factors, identity, upper=False)  # [K, D, D]
-        shift = (inverse @ (mean - centre).unsqueeze(-1)).flatten()  # [K D]
-        white = torch.addmm(-shift, x - centre, inverse.flatten(0, 1).T).unflatten(1, mean.shape)  # [N, K, D]
+        shift = (inverse @ mean.unsqueeze(-1)).flatten()
+        white = (torch.addmm(-shift, rows, inverse.flatten(0, 1).T).unflatten(1, mean.shape) for rows in x.split(ROWS))  # [n, K, D]
+        distances = torch.cat([torch.linalg.vector_norm(rows, dim=-1) for rows in white])  # [N, K]
         log_det = 2 * factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # [K]
-        return -(white.square().sum(-1) + log_det + self.data_dim * log(2 * pi)) / 2
+        return -(distances.square() + log_det + self.data_dim * log(2 * pi)) / 2
 
     def _observed_log_densities(self, x: Tensor, mean: Tensor) -> Tensor:
         densities = x.new_empty(len(x), len(mean))
-        columns = []
-        for rows, missing, which in patterns(x):
-            seen = (~missing).sum(1)  # [U]
-            error = (x[rows].unsqueeze(1) - mean).masked_fill(missing[which].unsqueeze(1), 0.0)  # [n, K, D]
-            precision, log_det = observed_precision(self.matrices.unsqueeze(0), missing.unsqueeze(1))  # [U, K, D, D], [U, K]
-            square = ((precision[which] @ error.unsqueeze(-1)).squeeze(-1) * error).sum(-1)  # [n, K]
-            columns.append((rows, -(square + log_det[which] + seen[which].unsqueeze(1) * log(2 * pi)) / 2))
-        order = torch.cat([rows for rows, _ in columns]).argsort()
-        return torch.cat([values for _, values in columns])[order].to(densities)
+        for o in observed(x, mean, self.matrices):
+            seen = (~o.missing).sum(1, keepdim=True, dtype=mean.dtype)  # [U, 1], no integer: times a float it would be float32
+            square = (o.times_error(o.precision) * o.error).sum(-1)  # [n, K]
+            densities[o.rows] = -(square + (o.log_det + seen * log(2 * pi))[o.which]) / 2
+        return densities
 
     def statistics(self, x: Tensor, mean: Tensor, responsibilities: Tensor) -> Statistics:
-        """Counts ``[K]``, first ``[K, D]`` and second moments ``[K, D, D]`` about the means."""
-        if x.isnan().any():
-            return self._filled_statistics(x, mean, responsibilities)
-        first, second = [], []
-        for centre, r in zip(mean, responsibilities.T, strict=True):
-            error = x - centre  # [N, D]
-            first.append((r @ error).double())
-            second.append(gram(error * r.sqrt().unsqueeze(1)))
-        return {"count": responsibilities.double().sum(0), "first": torch.stack(first), "second": torch.stack(second)}
+        """Counts ``[K]``, first ``[K, D]`` and second moments ``[K, D, D]``."""
+        if not has_missing(x):
+            return self._statistics(x, responsibilities)
+        partial = x.isnan().any(1)
+        complete = self._statistics(x[~partial], responsibilities[~partial])
+        return added(complete, self._filled_statistics(x[partial], mean, responsibilities[partial]))
+
+    def _statistics(self, x: Tensor, responsibilities: Tensor) -> Statistics:
+        is_clear = (responsibilities > NEGLIGIBLE).sum() < responsibilities.numel() / 4
+        second = (_second_moments_of_few if is_clear else _second_moments)(x, responsibilities)  # [K, D, D]
+        return {
+            "count": responsibilities.sum(0, dtype=torch.float64),
+            "first": (responsibilities.T @ x).double(),
+            "second": second.double(),
+        }
 
     def _filled_statistics(self, x: Tensor, mean: Tensor, responsibilities: Tensor) -> Statistics:
         """With E[x_missing | x_observed, k] in the place of what is missing, and its covariance added."""
         matrices = self.matrices
         first, second = torch.zeros_like(mean), torch.zeros_like(matrices)
-        for rows, missing, which in patterns(x):
-            error = (x[rows].unsqueeze(1) - mean).masked_fill(missing[which].unsqueeze(1), 0.0)  # [n, K, D]
-            precision, _ = observed_precision(matrices.unsqueeze(0), missing.unsqueeze(1))  # [U, K, D, D]
-            gain = matrices @ precision  # [U, K, D, D]
-            filled = (gain[which] @ error.unsqueeze(-1)).squeeze(-1)  # [n, K, D]
-            r = responsibilities[rows].unsqueeze(-1)  # [n, K, 1]
-            weight = torch.zeros(len(missing), len(mean), dtype=x.dtype, device=x.device).index_add(0, which, r.squeeze(-1))  # [U, K]
-            first += (r * filled).sum(0)
-            unexplained = matrices - gain @ matrices  # [U, K, D, D]
-            second += torch.einsum("nkd,nke->kde", r * filled, filled) + torch.einsum("uk,ukde->kde", weight, unexplained)
-        return {"count": responsibilities.double().sum(0), "first": first.double(), "second": second.double()}
+        for o in observed(x, mean, matrices):
+            gain = matrices @ o.precision  # [U, K, D, D]
+            filled = mean + o.times_error(gain)  # [n, K, D]
+            r = responsibilities[o.rows]  # [n, K]
+            first += torch.einsum("nk,nkd->kd", r, filled)
+            second += torch.einsum("nkd,nke->kde", r.unsqueeze(-1) * filled, filled)
+            weight = r.new_zeros(len(o.missing), len(mean)).index_add(0, o.which, r)  # [U, K]
+            second += torch.einsum("uk,ukde->kde", weight, matrices - gain @ matrices)
+        return {"count": responsibilities.sum(0, dtype=torch.float64), "first": first.double(), "second": second.double()}
 
     def conditional(self, x: Tensor, mean: Tensor) -> Conditional:
         """Regression of the missing entries on the observed ones."""
         matrices = self.matrices
         means, variances = x.new_empty(len(x), *mean.shape), x.new_empty(len(x), *mean.shape)
-        for rows, missing, which in patterns(x):
-            error = (x[rows].unsqueeze(1) - mean).masked_fill(missing[which].unsqueeze(1), 0.0)  # [n, K, D]
-            precision, _ = observed_precision(matrices.unsqueeze(0), missing.unsqueeze(1))
-            gain = matrices @ precision  # [U, K, D, D]
-            means[rows] = mean + (gain[which] @ error.unsqueeze(-1)).squeeze(-1)
+        for o in observed(x, mean, matrices):
+            gain = matrices @ o.precision  # [U, K, D, D]
+            means[o.rows] = mean + o.times_error(gain)
             left = matrices.diagonal(dim1=-2, dim2=-1) - (gain * matrices).sum(-1)  # [U, K, D]
-            variances[rows] = left.clamp(min=0)[which]
+            variances[o.rows] = left.clamp(min=0)[o.which]
         return Conditional(means, variances)
 
-    def shaped(self, count: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    def stretched(self, directions: Tensor) -> Tensor:
+        """C_k u_k."""
+        return (self.factors() @ directions.unsqueeze(-1)).squeeze(-1)
+
+    def shaped(self, count: Tensor, scatter: Tensor) -> tuple[Tensor, Tensor]:
         """The matrix, ``[K, D, D]``."""
-        return covariance.expand(self.num_components, -1, -1), count.expand(self.num_components)
+        return count.expand(self.num_components), scatter.expand(self.num_components, -1, -1)
 
     def penalty(self, spread: Tensor) -> Tensor:
         """By tr(Sigma^-1 diag spread) = |C^-1 diag spread^(1/2)|^2."""
@@ -127,31 +184,29 @@ class Dense(Covariance, ABC):
 
     def floored(self) -> int:
         """How many matrices have an eigenvalue within 5% of the floor."""
-        return int((torch.linalg.eigvalsh(self.matrices)[:, 0] < (1.05 * self.min_scale) ** 2).sum())
+        return int((torch.linalg.svdvals(self.factors())[:, -1] < 1.05 * self.min_scale).sum())
 
     def check_missing(self) -> None:
         """Refuse more than `MAX_PATTERN_DIM` dimensions."""
         if self.data_dim > MAX_PATTERN_DIM:
             raise ValueError(
                 f"missing entries under a dense covariance cost the inverse of a {self.data_dim} x {self.data_dim} matrix\n"
-                f"for each pattern and component: offered for data.dim <= {MAX_PATTERN_DIM}. Choose covariance=diagonal, or model=ppca or factor_analysis."
+                f"for each pattern and component: offered for data.dim <= {MAX_PATTERN_DIM}.\n"
+                "Choose covariance=diagonal, model=ppca or factor_analysis."
             )
 
 
-def patterns(x: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Rows with the same entries missing, some patterns at a time: rows ``[n]``, patterns ``[U, D]``, the pattern ``[n]`` of each row."""
-    missing, pattern = x.isnan().unique(dim=0, return_inverse=True)
-    for start in range(0, len(missing), PATTERNS):
-        rows = ((pattern >= start) & (pattern < start + PATTERNS)).nonzero().squeeze(1)
-        yield rows, missing[start : start + PATTERNS], pattern[rows] - start
-
-
 def above_floor(matrices: Tensor, min_scale: float) -> Tensor:
-    """The Cholesky factors of symmetric matrices ``[..., D, D]`` whose eigenvalues are raised to min_scale^2 where they are lower."""
-    values, vectors = torch.linalg.eigh(matrices)
-    if (values >= min_scale**2).all():
-        return torch.linalg.cholesky(matrices)
-    return torch.linalg.cholesky((vectors * values.clamp(min=min_scale**2).unsqueeze(-2)) @ vectors.mT)
+    """The Cholesky factors of symmetric matrices ``[K, D, D]``, eigenvalues below min_scale^2 raised to it."""
+    floor = min_scale**2 * torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+    is_low = torch.linalg.cholesky_ex(matrices - floor).info > 0  # cheaper than eigenvalues
+    factors = torch.linalg.cholesky_ex(matrices).L
+    if is_low.any():
+        values, vectors = torch.linalg.eigh(matrices[is_low])
+        root = values.clamp(min=min_scale**2).sqrt().unsqueeze(-1) * vectors.mT  # Sigma = root' root = R' R, however small some values
+        upper = torch.linalg.qr(root).R
+        factors[is_low] = (upper * upper.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-1)).mT
+    return factors
 
 
 class Cholesky(Dense, ABC):
@@ -181,14 +236,9 @@ class Full(Cholesky):
         super().__init__(num_components, data_dim, min_scale, num_components)
 
     @torch.no_grad()
-    def maximize(self, deviation: Tensor, weight: Tensor) -> None:
-        """The deviations themselves."""
-        self._set(deviation)
-
-    def restart(self, empty: Tensor, heaviest: Tensor) -> None:
-        """As the heaviest."""
-        for parameter in (self.lower, self.log_diagonal):
-            parameter[empty] = parameter[heaviest]
+    def maximize(self, count: Tensor, scatter: Tensor) -> None:
+        """scatter / count."""
+        self._set(scatter / like(positive(count), scatter))
 
 
 @final
@@ -199,13 +249,9 @@ class Tied(Cholesky):
         super().__init__(num_components, data_dim, min_scale, 1)
 
     @torch.no_grad()
-    def maximize(self, deviation: Tensor, weight: Tensor) -> None:
-        """Their weighted mean."""
-        self._set((torch.einsum("k,kde->de", weight, deviation) / weight.sum()).unsqueeze(0))
-
-    def restart(self, empty: Tensor, heaviest: Tensor) -> None:
-        """All share it already."""
-        return
+    def maximize(self, count: Tensor, scatter: Tensor) -> None:
+        """All scatter / all counts."""
+        self._set(scatter.sum(0, keepdim=True) / count.sum())
 
 
 @final
@@ -230,16 +276,11 @@ class LowRank(Dense):
         return torch.linalg.cholesky(self.weight @ self.weight.mT + self.scale.square()[:, None, None] * identity)
 
     @torch.no_grad()
-    def maximize(self, deviation: Tensor, weight: Tensor) -> None:
+    def maximize(self, count: Tensor, scatter: Tensor) -> None:
         """Probabilistic PCA's closed form for each component (Bishop 2006, eq. 12.45 and 12.46)."""
         latent_dim = self.weight.shape[-1]
-        for k, matrix in enumerate(deviation):
+        for k, matrix in enumerate(scatter / like(positive(count), scatter)):
             values, vectors = eigenvectors(matrix)
             self.log_scale[k] = log_above(values[latent_dim:].mean().clamp(min=0).sqrt(), self.min_scale)
             stretch = (values[:latent_dim] - self.scale[k].square()).clamp(min=0).sqrt()
             self.weight[k] = signed(vectors[:, :latent_dim]) * stretch
-
-    def restart(self, empty: Tensor, heaviest: Tensor) -> None:
-        """As the heaviest."""
-        for parameter in (self.weight, self.log_scale):
-            parameter[empty] = parameter[heaviest]

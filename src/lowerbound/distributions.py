@@ -70,7 +70,7 @@ class DenseNormal(MultivariateNormal):
         precision, log_det = observed_precision(self.covariance_matrix, missing)
         error = (value - self.loc).masked_fill(missing, 0.0).unsqueeze(-1)
         square = (error * (precision @ error)).sum((-2, -1))
-        return -(square + log_det + (~missing).sum(-1) * log(2 * pi)) / 2
+        return -(square + log_det + (~missing).sum(-1, dtype=value.dtype) * log(2 * pi)) / 2  # an integer times a float is float32
 
 
 def observed_precision(covariance: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:

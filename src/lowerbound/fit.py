@@ -7,6 +7,7 @@ datum. The ways of learning are its subclasses.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from lowerbound.data.batches import TensorBatches
 from lowerbound.data.module import PARTS, TensorDataModule
 from lowerbound.errors import NonFiniteError
 from lowerbound.folder import last_good
-from lowerbound.metrics import BoundMeans, sums
+from lowerbound.metrics import BoundMeans, RootMeanSquare, sums
 from lowerbound.model import LatentVariableModel
 from lowerbound.objectives import ELBO, LogEvidence, Objective, Reconstruction
 from lowerbound.randomness import generator_states, own_generators, set_generator_states
@@ -30,13 +31,18 @@ from lowerbound.starts import Start
 
 START_ROWS = 10_000  # that a start is taken from
 CHUNK = 250  # rows that are measured with one draw of noise
+WHOLE = ("32-true", "64-true")  # precisions that leave a float64 model as it is
 
 
 @dataclass
 class Measured:
-    """The means of a validation or test on its way: rows that wait for their chunk, and the chunks so far."""
+    """The means of a validation or test on its way: rows that wait for their chunk, and the chunks so far.
+
+    `unhidden` are all rows ``[n, D]`` of this rank before entries were hidden, if any were.
+    """
 
     means: BoundMeans
+    unhidden: Tensor | None = None
     waiting: list[Tensor] = field(default_factory=list)
     chunks: int = 0
 
@@ -75,7 +81,8 @@ class Fit(LightningModule, ABC):
     """The LightningModule of a model. Implement `training_step` and `configure_optimizers`; inherit the rest.
 
     Logs ``{train,val,test}/{loss,elbo,reconstruction,kl}``, training means since the last validation together with each
-    validation. Validation draws from generators of its own, so it does not change training.
+    validation. Validation draws from generators of its own, so it does not change training. Where the data module has hidden
+    entries, ``test/imputation_rmse`` is the root mean square error of the model's means of them, in the units of the prepared data.
     """
 
     steps_per_execution: int = 1
@@ -93,6 +100,7 @@ class Fit(LightningModule, ABC):
         self.has_missing = False
         self._resumed: dict[str, Any] = {}
         self.train_means, self.val_means, self.test_means = (BoundMeans(model.is_bounded, model.is_exact) for _ in range(3))
+        self.imputation = RootMeanSquare()
 
     @abstractmethod
     def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -109,8 +117,13 @@ class Fit(LightningModule, ABC):
         return f"val/{self.model.monitor}"
 
     def on_fit_start(self) -> None:
-        """Check the data, where they are known beforehand, against the model."""
-        data = getattr(self.trainer, "datamodule", None)
+        """Check the precision, and the data, where they are known beforehand, against the model."""
+        if self.trainer.precision not in WHOLE and any(p.dtype == torch.float64 for p in self.model.parameters()):
+            raise ValueError(
+                f"trainer.precision={self.trainer.precision} has no effect on this model, which computes in float64:\n"
+                "set trainer.precision=32-true or 64-true"
+            )
+        data, self.has_missing = getattr(self.trainer, "datamodule", None), False
         if isinstance(data, TensorDataModule):
             data.require_rows(self.trainer.world_size)
             for part in PARTS:
@@ -147,6 +160,7 @@ class Fit(LightningModule, ABC):
 
     def on_train_start(self) -> None:
         """Take the start, or go on where the checkpoint left the generators and the loader."""
+        self.num_data = self.count_data()
         if not self._resumed:
             self._begin()
         if isinstance(loader := self.trainer.train_dataloader, TensorBatches) and "loader" in self._resumed:
@@ -155,19 +169,23 @@ class Fit(LightningModule, ABC):
             set_generator_states(self._resumed["generators"])
         self._resumed = {}
 
-    def _begin(self) -> None:
-        """Give the model its start from training rows."""
-        data, loader = getattr(self.trainer, "datamodule", None), self.trainer.train_dataloader
+    def count_data(self) -> int:
+        """The training rows of all ranks; 0 where a loader of the user's does not say."""
+        data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, TensorDataModule):
-            self.num_data = data.count("train")
-            x = data.some("train", START_ROWS)
-        elif loader is None:
+            return data.count("train")
+        dataset = getattr(self.trainer.train_dataloader, "dataset", None)
+        return len(dataset) if isinstance(dataset, Sized) else 0
+
+    def _begin(self) -> None:
+        """Give the model its start from training rows, drawn with a generator of its own: the same on any number of ranks."""
+        data, loader = getattr(self.trainer, "datamodule", None), self.trainer.train_dataloader
+        if self.start is None or loader is None:
             return
-        else:
-            x, self.num_data = first_rows(loader, self.model.data_dim), len(getattr(loader, "dataset", ()))
-        if self.start is not None:
+        x = data.some("train", START_ROWS) if isinstance(data, TensorDataModule) else first_rows(loader, self.model.data_dim)
+        with own_generators(torch.initial_seed()):
             self.start(self.model, x.to(self.device), max(self.num_data, len(x)))
-            self._agree()
+        self._agree()
 
     def _agree(self) -> None:
         """Let every rank have the start of rank 0: their loaders may have given them other rows."""
@@ -206,13 +224,16 @@ class Fit(LightningModule, ABC):
             self.val_means.reset()
             return
         fitting = self.trainer.state.fn == TrainerFn.FITTING
-        if fitting:
+        if fitting and self.train_means.update_called:
             self.log_means("train", self.train_means)
         self.log_means("val", self.val_means, **(self.settings if fitting else {}))
 
     def on_test_epoch_start(self) -> None:
         """Begin to measure, with the same noise in every test."""
-        self._measured = Measured(self.test_means)
+        data, unhidden = getattr(self.trainer, "datamodule", None), None
+        if isinstance(data, TensorDataModule) and data.missing.hides and self.model.accepts_missing:
+            unhidden = data.unhidden_batches("test").rows()
+        self._measured = Measured(self.test_means, unhidden)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Add a batch to the test's means."""
@@ -221,7 +242,9 @@ class Fit(LightningModule, ABC):
     def on_test_epoch_end(self) -> None:
         """Log the test."""
         self._measure(all_rows=True)
-        self.log_means("test", self.test_means)
+        rmse = None if self._measured.unhidden is None else self.imputation.compute()
+        self.imputation.reset()
+        self.log_means("test", self.test_means, **({} if rmse is None else {"test/imputation_rmse": rmse.item()}))
 
     def _add(self, batch: Any) -> None:
         self._measured.waiting.append(rows(batch, self.model.data_dim))
@@ -238,7 +261,15 @@ class Fit(LightningModule, ABC):
             with own_generators(measured.chunks * self.trainer.world_size + self.global_rank):
                 bound = self.objective(self.evaluation_model, x, self.clock)
             measured.means.update(sums(bound), len(x))
+            if measured.unhidden is not None:
+                self._impute(x, measured.unhidden[measured.chunks * CHUNK :][: len(x)])
             measured.chunks += 1
+
+    def _impute(self, x: Tensor, truth: Tensor) -> None:
+        """Add the errors of what the model fills in for the hidden entries of x ``[n, D]``."""
+        with own_generators(self._measured.chunks * self.trainer.world_size + self.global_rank):
+            filled = self.evaluation_model.impute(x).mean
+        self.imputation.update((filled - truth)[x.isnan() & ~truth.isnan()])
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Whatever ends a run, a validation ends it: also max_steps inside an epoch, and the clock."""

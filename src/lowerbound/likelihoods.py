@@ -109,7 +109,7 @@ class NoisePerDimension(Noise):
     @torch.no_grad()
     def maximize(self, squares: Tensor, counts: Tensor) -> None:
         """s_d^2 = the mean of the squared errors of dimension d (Bishop 2006, eq. 12.70)."""
-        scale = (squares / counts.clamp(min=1)).sqrt()
+        scale = (squares / torch.where(counts > 0, counts, 1.0)).sqrt()
         self.log_scale.copy_(torch.where(counts > 0, log_above(scale, self.min_scale), self.log_scale))
 
 
@@ -129,11 +129,11 @@ class NetworkNoise(Noise):
         return self.min_scale + softplus(raw + self.offset)
 
 
-def remark_on_bits(x: Tensor) -> str | None:
-    """A remark on data that are all 0 and 1, to a likelihood with a learnt scale."""
+def remark_on_bits(x: Tensor, instead: str = "likelihood=bernoulli") -> str | None:
+    """A remark on data that are all 0 and 1, to a likelihood with a learnt scale; `instead` is what would fit them."""
     if ((x != 0) & (x != 1) & ~x.isnan()).any():
         return None
-    return "the data are 0 and 1, which have no density: under likelihood=gaussian it grows without bound; choose likelihood=bernoulli."
+    return f"the data are 0 and 1, which have no density: under a Gaussian likelihood it grows without bound; choose {instead}."
 
 
 def require_unit_interval(x: Tensor) -> str | None:

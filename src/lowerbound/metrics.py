@@ -50,3 +50,25 @@ class BoundMeans(Metric):
             return means
         means |= {"kl": kl, "elbo": reconstruction - kl}
         return means | {"log_evidence": reconstruction - kl} if self.is_exact else means
+
+
+class RootMeanSquare(Metric):
+    """The root of the mean square of numbers, such as errors; nothing before the first."""
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, errors: Tensor) -> None:
+        """Add errors of any shape."""
+        self.total += errors.double().square().sum()
+        self.count += errors.numel()
+
+    def compute(self) -> Tensor | None:
+        """That of all so far."""
+        return (self.total / self.count).sqrt() if self.count else None

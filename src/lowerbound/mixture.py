@@ -26,17 +26,17 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, final
 
 import torch
-from sklearn.cluster import kmeans_plusplus
 from torch import Tensor, nn
-from torch.distributions import Distribution, OneHotCategorical
+from torch.distributions import Distribution, OneHotCategorical, register_kl
 from torch.nn.functional import logsigmoid, softplus
 
-from lowerbound.covariances import Covariance
+from lowerbound.covariances import Covariance, like, positive, squared
 from lowerbound.distributions import bernoulli
 from lowerbound.errors import real, whole
 from lowerbound.likelihoods import remark_on_bits, require_unit_interval
 from lowerbound.parts import ClosedForm, Likelihood, Posterior, Predicted, Solvable
-from lowerbound.priors import EMPTY, OneHot, emptied
+from lowerbound.priors import OneHot, emptied
+from lowerbound.seeding import centres, directions
 from lowerbound.statistics import Spectrum, Statistics
 
 if TYPE_CHECKING:
@@ -50,6 +50,12 @@ class Responsibilities(OneHotCategorical):
     def __init__(self, log_joint: Tensor) -> None:
         self.log_evidence = log_joint.logsumexp(-1)
         super().__init__(logits=log_joint, validate_args=False)
+
+
+@register_kl(Responsibilities, OneHotCategorical)
+def _kl_of_responsibilities(q: Responsibilities, p: OneHotCategorical) -> Tensor:
+    """sum_k gamma(z_k) (log gamma(z_k) - log pi_k), 0 where gamma is 0."""
+    return (q.probs * (q.logits - p.logits)).masked_fill(q.probs == 0, 0.0).sum(-1)
 
 
 @final
@@ -93,44 +99,26 @@ class Components(Likelihood, Solvable, ClosedForm, ABC):
     def log_densities(self, x: Tensor) -> Tensor:
         """log p(x | z_k = 1) ``[N, K]`` of the observed entries."""
 
+    def expected_log_prob(self, x: Tensor, q: Distribution) -> Tensor:
+        """sum_k gamma(z_k) log p(x | z_k = 1), ``[N]``."""
+        return (q.mean * self.log_densities(x)).sum(-1)
+
+    def _count(self, statistics: Statistics) -> None:
+        """How many data the pseudo-counts stand beside."""
+        self.num_data.copy_(statistics["responsibilities"].sum())
+
     def _require_one(self) -> None:
         if self.latent_dim > 1:
             raise ValueError(f"a mixture of num_components={self.latent_dim} has no closed form: choose fit=em, or num_components=1")
 
 
-def seeds(x: Tensor, count: int) -> Tensor:
-    """`count` rows of x ``[n, D]``, far from each other: k-means++ (Arthur & Vassilvitskii 2007); missing entries as column means.
-
-    Raises:
-        ValueError: there are fewer rows than that.
-    """
-    if len(x) < count:
-        raise ValueError(f"num_components={count} needs as many training rows, and there are {len(x)}")
-    filled = torch.where(x.isnan(), x.nanmean(0).nan_to_num(0.0), x)
-    state = int(torch.randint(2**31, ()))
-    return torch.from_numpy(kmeans_plusplus(filled.cpu().numpy(), count, random_state=state)[0]).to(x)
-
-
-def like(counts: Tensor, sums: Tensor) -> Tensor:
-    """The counts ``[K]`` or ``[K, D]`` with as many dimensions as the sums that belong to them."""
-    return counts.reshape(counts.shape + (1,) * (sums.ndim - counts.ndim))
-
-
-def moved(sums: Statistics, shift: Tensor) -> Statistics:
-    """Counts, first and second moments of x + shift_k ``[K, D]``, from those of x."""
-    count, first, second = sums["count"], sums["first"], sums["second"]
-    added = like(count, shift) * shift  # [K, D]
-    if second.ndim == shift.ndim:
-        second = second + 2 * shift * first + added * shift  # [K, D]
-    else:
-        outer = shift.unsqueeze(-1) * first.unsqueeze(-2)
-        second = second + outer + outer.mT + added.unsqueeze(-1) * shift.unsqueeze(-2)  # [K, D, D]
-    return {"count": count, "first": first + added, "second": second}
-
-
 @final
 class GaussianComponents(Components):
-    """N(mu_k, Sigma_k), with Sigma from a `Covariance`."""
+    """N(mu_k, Sigma_k), with Sigma from a `Covariance`.
+
+    Raises:
+        ValueError: the covariance is one of other components or dimensions.
+    """
 
     spread: Tensor
     offset: Tensor
@@ -139,6 +127,9 @@ class GaussianComponents(Components):
         super().__init__(num_components, data_dim, pseudo_counts)
         self.mean = nn.Parameter(torch.randn(num_components, data_dim).double())  # [K, D]
         self.covariance = covariance
+        if (covariance.num_components, covariance.data_dim) != (num_components, data_dim):
+            theirs = f"{covariance.num_components} components in {covariance.data_dim} dimensions"
+            raise ValueError(f"a covariance of {theirs} does not fit num_components={num_components} and data.dim={data_dim}")
         self.register_buffer("offset", torch.zeros(data_dim, dtype=torch.float64))  # what x is counted from in sums
         self.register_buffer("spread", torch.ones(data_dim, dtype=torch.float64))  # v
 
@@ -148,71 +139,79 @@ class GaussianComponents(Components):
 
     def log_densities(self, x: Tensor) -> Tensor:
         """log N(x; mu_k, Sigma_k) ``[N, K]``."""
-        return self.covariance.log_densities(x.to(self.mean), self.mean)
+        return self.covariance.log_densities((x - self.offset).to(self.mean), self.mean - self.offset)
 
     def statistics(self, x: Tensor, q: Distribution) -> Statistics:
-        """Weighted moments, taken about the present means and told about a point that stays."""
-        sums = self.covariance.statistics(x.to(self.mean), self.mean, q.mean)
-        return {"responsibilities": q.mean.double().sum(0), **moved(sums, (self.mean - self.offset).double())}
+        """N_k ``[K]``, and counts, first and second moments of what was observed, weighted by gamma."""
+        sums = self.covariance.statistics((x - self.offset).to(self.mean), self.mean - self.offset, q.mean)
+        return {"responsibilities": q.mean.sum(0, dtype=torch.float64), **sums}
 
     @torch.no_grad()
     def maximize(self, statistics: Statistics) -> None:
-        """Eq. 9.24 and 9.25, with the pseudo-counts."""
+        """Eq. 9.24 and 9.25, with the pseudo-counts; as it was where nothing was observed."""
+        self._count(statistics)
+        count, first, second = (statistics[name] for name in ("count", "first", "second"))
+        counts = like(count, first)
+        shift = first / positive(counts)  # [K, D]
+        self.mean.copy_(torch.where(counts > 0, self.offset + shift, self.mean))
+        self._solve(count, second - like(count, second) * squared(shift, second))
         empty, heaviest = emptied(statistics["responsibilities"])
-        count, first = statistics["count"], statistics["first"]
-        shift = first / like(count, first).clamp(min=EMPTY)  # [K, D]; 0 in a dimension that was never observed
-        second = moved(statistics, -shift)["second"]
-        self.mean.copy_(self.offset + shift)
-        self.covariance.maximize(*self._with_prior(second / like(count, second).clamp(min=EMPTY), count))
         if empty.any():
             self.covariance.restart(empty, heaviest)
-            aside = torch.randn_like(self.mean) * self.covariance.variances().sqrt()
-            self.mean.copy_(torch.where(empty.unsqueeze(1), self.mean[heaviest] + aside, self.mean))
+            beside = self.mean[heaviest] + self.covariance.stretched(directions(self.mean))
+            self.mean.copy_(torch.where(empty.unsqueeze(1), beside, self.mean))
 
-    def _with_prior(self, deviation: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean square deviations with the pseudo-counts among them, and all counts."""
-        spread = self.spread if deviation.ndim == self.mean.ndim else self.spread.diag()
-        counts, total = like(count, deviation), count + self.pseudo_counts
-        return (counts * deviation + self.pseudo_counts * spread) / like(total, deviation).clamp(min=EMPTY), total
+    def _solve(self, count: Tensor, scatter: Tensor) -> None:
+        """The covariances that maximise the likelihood of the scatter times their prior."""
+        spread = self.spread if scatter.ndim == self.mean.ndim else self.spread.diag()
+        self.covariance.maximize(count + self.pseudo_counts, scatter + self.pseudo_counts * spread)
 
     def log_prior(self) -> Tensor | float:
         """-a/2 sum_k log |Sigma_k| + tr(Sigma_k^-1 diag v), divided by N."""
-        return -self.pseudo_counts / 2 * self.covariance.penalty(self.spread) / self.num_data if self.num_data > 0 else 0.0
+        if not self.pseudo_counts or not self.num_data > 0:
+            return 0.0
+        return -self.pseudo_counts / 2 * self.covariance.penalty(self.spread) / self.num_data
+
+    @torch.no_grad()
+    def count_from(self, x: Tensor) -> None:
+        """Count x from the mean of rows, and take v from them."""
+        x = x.to(self.mean)
+        self.offset.copy_(x.nanmean(0).nan_to_num(0.0))
+        self.spread.copy_((x - self.offset).square().nanmean(0).nan_to_num(1.0).clamp(min=self.covariance.min_scale**2))
 
     @torch.no_grad()
     def initialize(self, x: Tensor, num_data: int) -> None:
-        """Means by k-means++, all covariances the variances about the nearest mean."""
+        """Means by k-means, all covariances the variances about the nearest mean."""
         x = x.to(self.mean)
-        mean = x.nanmean(0).nan_to_num(0.0)
-        self.offset.copy_(mean)
-        floor = self.covariance.min_scale**2
-        self.spread.copy_((x - mean).square().nanmean(0).nan_to_num(1.0).clamp(min=floor))
+        self.count_from(x)
         self.num_data.fill_(num_data)
-        self.mean.copy_(seeds(x, self.latent_dim))
-        filled = torch.where(x.isnan(), mean, x)
+        self.mean.copy_(centres(x, self.latent_dim))
+        filled = torch.where(x.isnan(), self.offset, x)
         nearest = self.mean[torch.cdist(filled, self.mean).argmin(1)]
         within = (filled - nearest).square().mean(0) + 0.01 * self.spread  # [D]: not 0, where every row is a mean
-        self.covariance.maximize(*self.covariance.shaped(self.num_data, within.diag()))
+        self.covariance.maximize(*self.covariance.shaped(torch.ones_like(self.num_data), within.diag()))
 
     @torch.no_grad()
     def solve(self, spectrum: Spectrum, model: LatentVariableModel) -> None:
         """One component: the mean and covariance of the data."""
         self._require_one()
+        self.num_data.copy_(spectrum.count)
         self.mean.copy_(spectrum.mean.unsqueeze(0))
-        self.covariance.maximize(*self._with_prior(*self.covariance.shaped(spectrum.count, spectrum.covariance)))
+        self._solve(*self.covariance.shaped(spectrum.count, spectrum.count * spectrum.covariance))
 
     def predict(self, x: Tensor, q: Distribution, num_samples: int = 0) -> Predicted:
         """Mean and standard deviation over components, each given the observed entries."""
-        means, variances = self.covariance.conditional(x.to(self.mean), self.mean)  # [N, K, D]
+        means, variances = self.covariance.conditional((x - self.offset).to(self.mean), self.mean - self.offset)  # [N, K, D]
         r = q.mean.unsqueeze(-1)  # [N, K, 1]
         mean = (r * means).sum(1)
-        return Predicted(mean, ((r * (variances + means.square())).sum(1) - mean.square()).clamp(min=0).sqrt())
+        variance = (r * (variances + means.square())).sum(1) - mean.square()  # [N, D]
+        return Predicted(self.offset + mean, variance.clamp(min=0).sqrt())
 
     def check_data(self, x: Tensor) -> str | None:
         """Remark on bits; refuse missing entries that would cost too much."""
         if x.isnan().any():
             self.covariance.check_missing()
-        return remark_on_bits(x)
+        return remark_on_bits(x, "likelihood=bernoulli_components")
 
     def floored(self) -> str | None:
         """A sentence if a component's variance has come within 5% of its floor."""
@@ -244,40 +243,39 @@ class BernoulliComponents(Components):
         """Observed entries and those that are on, weighted, each ``[K, D]``."""
         x, r = x.to(self.logits), q.mean.T
         return {
-            "responsibilities": q.mean.double().sum(0),
+            "responsibilities": q.mean.sum(0, dtype=torch.float64),
             "count": (r @ (~x.isnan()).to(x)).double(),
             "on": (r @ x.nan_to_num(0.0)).double(),
         }
 
     @torch.no_grad()
     def maximize(self, statistics: Statistics) -> None:
-        """Eq. 9.59, with the pseudo-counts."""
-        empty, heaviest = emptied(statistics["responsibilities"])
+        """Eq. 9.59, with the pseudo-counts; as it was where nothing was observed."""
+        self._count(statistics)
         on, count = statistics["on"] + self.pseudo_counts / 2, statistics["count"] + self.pseudo_counts
-        seen = count > 0
-        self.logits.copy_(torch.where(seen, _logit(on / count.clamp(min=EMPTY)), self.logits))
+        self.logits.copy_(torch.where(count > 0, _logit(on / positive(count)), self.logits))
+        empty, heaviest = emptied(statistics["responsibilities"])
         if empty.any():
-            aside = torch.randn_like(self.logits)
-            self.logits.copy_(torch.where(empty.unsqueeze(1), self.logits[heaviest] + aside, self.logits))
+            beside = self.logits[heaviest] + 2 * directions(self.logits)  # a standard deviation of bits that are on half of the time
+            self.logits.copy_(torch.where(empty.unsqueeze(1), beside, self.logits))
 
     def log_prior(self) -> Tensor | float:
         """a/2 sum_kd log mu_kd + log(1 - mu_kd), divided by N."""
-        if not self.num_data > 0:
+        if not self.pseudo_counts or not self.num_data > 0:
             return 0.0
         return self.pseudo_counts / 2 * (logsigmoid(self.logits) + logsigmoid(-self.logits)).sum() / self.num_data
 
     @torch.no_grad()
     def initialize(self, x: Tensor, num_data: int) -> None:
-        """Means between k-means++ and the mean of all data."""
-        x = x.to(self.logits)
-        mean = x.nanmean(0).nan_to_num(0.5)
+        """Means by k-means, drawn a little towards 1/2."""
         self.num_data.fill_(num_data)
-        self.logits.copy_(_logit(0.25 + (seeds(x, self.latent_dim) + mean) / 4))
+        self.logits.copy_(_logit(0.05 + 0.9 * centres(x.to(self.logits), self.latent_dim)))
 
     @torch.no_grad()
     def solve(self, spectrum: Spectrum, model: LatentVariableModel) -> None:
         """One component: the means of the bits."""
         self._require_one()
+        self.num_data.copy_(spectrum.count)
         a = self.pseudo_counts
         self.logits.copy_(_logit((spectrum.count * spectrum.mean + a / 2) / (spectrum.count + a)).unsqueeze(0))
 

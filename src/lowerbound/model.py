@@ -113,12 +113,15 @@ class LatentVariableModel(nn.Module):
             raise ValueError(f"the data hold {int(x.isinf().sum())} infinite values: remove them, or write NaN for what was not observed")
         if x.isnan().any() and not self.accepts_missing:
             count, rule = int(x.isnan().sum()), type(self.posterior_rule).__name__
-            raise ValueError(f"the data hold {count} NaN, and a model with the posterior {rule} does not marginalise missing entries")
+            raise ValueError(
+                f"the data hold {count} NaN, and a model with the posterior {rule} does not marginalise missing entries:\n"
+                "choose network=masked_mlp, whose encoder is told what is missing, or model=ppca, factor_analysis or mixture"
+            )
         return self.likelihood.check_data(x)
 
     def posterior(self, x: Tensor) -> Distribution:
         """q(z | x) for x ``[N, D]``, event ``[L]``; x is taken in the precision of the parameters."""
-        return self.posterior_rule(x.to(next(self.parameters()).dtype), self)
+        return self.posterior_rule(x.to(next((p.dtype for p in self.parameters()), x.dtype)), self)
 
     def draw(self, x: Tensor, num_samples: int = 1) -> Draw:
         """S samples of q(z | x), differentiable where q is, with log p(x | z) at each."""

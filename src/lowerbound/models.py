@@ -4,7 +4,7 @@
     vae                  N(0, I)    of f(z), a network       N(mu(x), diag s(x)^2)
     autoencoder          flat       of f(z), a network       a point
     linear_vae           N(0, I)    N(W z + b, s^2 I)        N(V x + c, diag s^2), one s for all x
-    linear_autoencoder   flat       N(W z + b, I)            a point, V x + c
+    linear_autoencoder   flat       N(W z + b, I)            a point, V x + c or W'(x - b)
     pca                  flat       N(W z + b, I)            a point, the orthogonal projection
     ppca                 N(0, I)    N(W z + b, s^2 I)        exact
     factor_analysis      N(0, I)    N(W z + b, diag psi)     exact
@@ -29,7 +29,7 @@ from lowerbound.mixture import BernoulliComponents, Enumeration, GaussianCompone
 from lowerbound.model import LatentVariableModel
 from lowerbound.networks import MLP, Linear, MLPDecoder, Recipe
 from lowerbound.parts import Likelihood
-from lowerbound.posteriors import Delta, DiagonalGaussian
+from lowerbound.posteriors import Delta, DiagonalGaussian, Tied
 from lowerbound.priors import Flat, OneHot, StandardNormal
 
 
@@ -75,12 +75,12 @@ def linear_vae(data_dim: int, latent_dim: int) -> LatentVariableModel:
     )
 
 
-def linear_autoencoder(data_dim: int, latent_dim: int) -> LatentVariableModel:
-    """An autoencoder of one affine map each way, which learns the subspace of PCA."""
+def linear_autoencoder(data_dim: int, latent_dim: int, tied: bool = False) -> LatentVariableModel:
+    """An autoencoder of one affine map each way, which learns the subspace of PCA; or, `tied`, with the decoder transposed as encoder."""
     return LatentVariableModel(
         prior=Flat(latent_dim),
         likelihood=LinearGaussian(latent_dim, data_dim, FixedNoise(data_dim)),
-        posterior=Delta(partial(Linear, inputs=data_dim), latent_dim),
+        posterior=Tied() if tied else Delta(partial(Linear, inputs=data_dim), latent_dim),
     )
 
 
@@ -111,7 +111,9 @@ def factor_analysis(data_dim: int, latent_dim: int) -> LatentVariableModel:
     )
 
 
-def gaussian_mixture(data_dim: int, num_components: int, covariance: Covariance | None = None, pseudo_counts: float = 1.0) -> LatentVariableModel:
+def gaussian_mixture(
+    data_dim: int, num_components: int, covariance: Covariance | None = None, pseudo_counts: float = 1.0
+) -> LatentVariableModel:
     """A mixture of Gaussians with full covariances, or others, by `EMFit` or `GradientFit`."""
     return LatentVariableModel(
         prior=OneHot(num_components, pseudo_counts),

@@ -1,7 +1,8 @@
 """Networks: functions of z or x to the numbers that a distribution needs.
 
 A configuration holds a network as a recipe, a constructor that lacks only `outputs`, because only the distribution
-that uses it knows how many numbers it takes. Every network maps ``[..., inputs]`` to ``[..., outputs]``.
+that uses it knows how many numbers it takes. Every network maps ``[..., inputs]`` to ``[..., outputs]``. One whose inputs may be
+missing (NaN) says so by an attribute ``accepts_missing = True``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod
 
+import torch
 from torch import Tensor, nn
 
 from lowerbound.errors import whole
@@ -85,6 +87,26 @@ class MLPDecoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """``[..., inputs]`` to ``[..., outputs]``."""
         return self.network(z)
+
+
+class MaskedMLP(nn.Module):
+    """An `MLP` of [x, m] for x with missing entries (NaN): 0 in their place, and m is 1 where x is observed, else 0."""
+
+    accepts_missing = True
+
+    def __init__(self, outputs: int, *, inputs: int, sizes: Sequence[int], activation: str = "relu") -> None:
+        super().__init__()
+        self.network = MLP(outputs, inputs=2 * positive([inputs], "inputs")[0], sizes=sizes, activation=activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., inputs]`` to ``[..., outputs]``."""
+        missing = x.isnan()
+        return self.network(torch.cat([x.masked_fill(missing, 0.0), (~missing).to(x)], -1))  # [..., 2 inputs]
+
+
+def takes_missing(network: nn.Module) -> bool:
+    """Whether a network says that its inputs may hold NaN, by an attribute `accepts_missing`."""
+    return getattr(network, "accepts_missing", None) is True
 
 
 def image_shape(shape: Sequence[int] | None) -> tuple[int, int, int]:

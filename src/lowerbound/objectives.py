@@ -79,6 +79,32 @@ def analytic_kl(model: LatentVariableModel, draw: Draw) -> Tensor:
         raise ValueError(f"objective.kl=analytic: the KL of {pair} has no closed form; set objective.kl=sampled") from None
 
 
+def undrawn(q: Distribution) -> Draw:
+    """q(z | x) without a sample of it."""
+    nothing = q.mean.new_empty(0, *q.mean.shape)  # [0, N, L]
+    return Draw(q, nothing, nothing.sum(-1))
+
+
+def sampled_reconstruction(model: LatentVariableModel, x: Tensor, draw: Draw) -> Tensor:
+    """The mean over samples of log p(x | z), ``[N]``, an unbiased estimate of E_q log p(x | z)."""
+    return draw.log_likelihood.mean(0)
+
+
+def analytic_reconstruction(model: LatentVariableModel, x: Tensor, draw: Draw) -> Tensor:
+    """E_q log p(x | z) in closed form, ``[N]``.
+
+    Raises:
+        ValueError: the likelihood has none.
+    """
+    expected = model.likelihood.expected_log_prob(x, draw.q)
+    if expected is None:
+        name = type(model.likelihood).__name__
+        raise ValueError(
+            f"objective.reconstruction=analytic: E_q log p(x | z) of {name} has no closed form; set objective.reconstruction=sampled"
+        )
+    return expected
+
+
 class LogEvidence(Objective):
     """log p(x) of a model whose posterior is exact, and so its own tightest bound: reconstruction - kl = log p(x)."""
 
@@ -118,29 +144,40 @@ class Reconstruction(Objective):
 
 
 class ELBO(Objective):
-    """reconstruction - beta KL, the reconstruction by `num_samples` samples of q.
+    """reconstruction - beta KL.
 
-    `free_bits` is the least KL, in nats, that each latent dimension of each datum is charged with; `kl` is ``analytic``,
-    in closed form, or ``sampled`` at the same z as the reconstruction.
+    `reconstruction` is ``sampled``, by `num_samples` samples of q, or ``analytic``, in closed form, which a linear Gaussian
+    likelihood has; `kl` is ``analytic``, or ``sampled`` at the same z as the reconstruction. Nothing is drawn if both are analytic.
+    `free_bits` is the least KL, in nats, that each latent dimension of each datum is charged with.
     """
 
-    def __init__(self, beta: float | Schedule = 1.0, free_bits: float = 0.0, num_samples: int = 1, kl: str = "analytic") -> None:
+    def __init__(
+        self,
+        beta: float | Schedule = 1.0,
+        free_bits: float = 0.0,
+        num_samples: int = 1,
+        kl: str = "analytic",
+        reconstruction: str = "sampled",
+    ) -> None:
         self.beta = as_schedule(beta, "objective.beta")
-        self.num_samples = whole(num_samples, "objective.num_samples")
-        if kl not in ("analytic", "sampled"):
-            raise ValueError(f"objective.kl={kl!r} is unknown: analytic or sampled")
+        for option, value in (("kl", kl), ("reconstruction", reconstruction)):
+            if value not in ("analytic", "sampled"):
+                raise ValueError(f"objective.{option}={value!r} is unknown: analytic or sampled")
         self.free_bits = real(free_bits, "objective.free_bits, in nats per dimension,", least=0)
         if free_bits and kl == "sampled":
             raise ValueError(f"objective.free_bits={free_bits} needs the KL of each dimension: set objective.kl=analytic")
         self.kl = sampled_kl if kl == "sampled" else analytic_kl
+        self.reconstruction = sampled_reconstruction if reconstruction == "sampled" else analytic_reconstruction
+        num_samples = whole(num_samples, "objective.num_samples")
+        self.num_samples = num_samples if "sampled" in (kl, reconstruction) else 0
 
     def __call__(self, model: LatentVariableModel, x: Tensor, step: Step) -> Bound:
         """The terms for x ``[N, D]`` at the beta of that step."""
         needs_evidence(model, self)
         assert self.beta is not None
-        draw = model.draw(x, self.num_samples)
-        reconstruction = draw.log_likelihood.mean(0)  # [N]
+        draw = model.draw(x, self.num_samples) if self.num_samples else undrawn(model.posterior(x))
         with full_precision(x):
+            reconstruction = self.reconstruction(model, x, draw)  # [N]
             kl = self.kl(model, draw)  # [N]
             charged = kl_per_dimension(draw.q, model.prior()).clamp(min=self.free_bits).sum(-1) if self.free_bits else kl
         return Bound(reconstruction - self.beta(step) * charged, reconstruction, kl)

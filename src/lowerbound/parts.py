@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from lowerbound.statistics import Moments, Spectrum, Statistics
+from lowerbound.statistics import Moments, Spectrum, Statistics, Triangle
 
 if TYPE_CHECKING:
     from lowerbound.model import LatentVariableModel
@@ -45,6 +45,10 @@ class Solvable(ABC):
     def maximize(self, statistics: Statistics) -> None:
         """Set the parameters to those that maximise the expected log-density (plus the log-prior of the parameters)."""
 
+    def count_from(self, x: Tensor) -> None:
+        """Take sums of deviations from the mean of rows x ``[n, D]``, where a part takes any: a large mean would cost digits."""
+        return
+
     def log_prior(self) -> Tensor | float:
         """log p(parameters) / N up to a constant, in nats per training datum; 0 where the parameters have no prior."""
         return 0.0
@@ -54,12 +58,12 @@ class OnMoments(Solvable, ABC):
     """A likelihood of which, when no entry is missing, the data's moments are all that EM needs."""
 
     @abstractmethod
-    def expected(self, moments: Moments, model: LatentVariableModel) -> Statistics:
+    def expected(self, moments: Moments | Triangle, model: LatentVariableModel) -> Statistics:
         """What `statistics` would be, summed over the data of those moments."""
 
     @abstractmethod
-    def terms(self, moments: Moments, model: LatentVariableModel) -> Tensor:
-        """The means over those data of value, reconstruction and KL of the exact bound, ``[3]``, nats per datum."""
+    def terms(self, expected: Statistics, model: LatentVariableModel) -> Tensor:
+        """The means over those data of value, reconstruction and KL of the bound, ``[3]``, nats per datum."""
 
 
 class ClosedForm(ABC):
@@ -113,6 +117,10 @@ class Likelihood(nn.Module, ABC):
     def forward(self, z: Tensor) -> Distribution:
         """p(x | z) for z ``[..., L]``, event ``[D]``."""
 
+    def expected_log_prob(self, x: Tensor, q: Distribution) -> Tensor | None:
+        """E_q log p(x | z) in closed form for x ``[N, D]``, ``[N]`` nats of the observed entries; None where there is no such form."""
+        return None
+
     def check_data(self, x: Tensor) -> str | None:
         """Refuse data ``[N, D]`` that this likelihood cannot have produced.
 
@@ -148,11 +156,13 @@ class Posterior(nn.Module, ABC):
     `is_exact` says that q is Bayes' posterior, so that log p(x, z) - log q(z | x) = log p(x) for every z.
     `accepts_missing` says that x may hold NaN.
     `is_point` says that q is a point, which has no density and hence no KL.
+    `is_nearest` says of a point that it maximises p(x | z), as the E-step of a model without a prior must.
     """
 
     is_exact: bool = False
     accepts_missing: bool = False
     is_point: bool = False
+    is_nearest: bool = False
 
     @abstractmethod
     def forward(self, x: Tensor, model: LatentVariableModel) -> Distribution:

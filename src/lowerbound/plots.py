@@ -15,6 +15,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
@@ -33,14 +34,30 @@ def reconstructions(inputs: Tensor, outputs: Tensor, shape: Sequence[int] | None
     """Inputs ``[N, D]`` beside their reconstructions ``[N, D]``.
 
     Images of `shape` ``[C, H, W]`` stand in two rows, the input above; tables (shape None) are one cloud of all entries, the
-    reconstruction against the input. Missing entries (NaN) are grey in images and left out of tables.
+    reconstruction against the input. Missing entries (NaN) are orange in images and left out of tables.
     """
     inputs, outputs = _ready(inputs), _ready(outputs)
     if shape is None:
-        return _cloud_of_entries(inputs, outputs)
+        return _cloud_of_entries(inputs, outputs, ("input", "reconstruction"), f"Entries of {len(inputs):,} data and their reconstructions")
     figure, (axes,) = make_figure(0.62 * len(inputs) + 0.9, 1.2 * shape[1] / shape[2] + 0.4, "Inputs and their reconstructions")
     show_grid(axes, torch.cat([inputs, outputs]), shape, columns=len(inputs), limits_from=inputs)
     axes.set_yticks([0.5 * (shape[1] + 1), 1.5 * (shape[1] + 1)], ["input", "reconstruction"])
+    return figure
+
+
+def filled_in(inputs: Tensor, filled: Tensor, truth: Tensor, shape: Sequence[int] | None = None) -> Figure:
+    """Inputs ``[N, D]`` with holes (NaN), what the model fills them with, and the truth.
+
+    Images of `shape` ``[C, H, W]`` stand in three rows, the holes orange; tables (shape None) are one cloud of the hidden entries,
+    the filled-in value against the truth.
+    """
+    inputs, filled, truth = _ready(inputs), _ready(filled), _ready(truth)
+    if shape is None:
+        hidden = truth.where(inputs.isnan(), torch.nan)
+        return _cloud_of_entries(hidden, filled, ("truth", "filled in"), f"Hidden entries of {len(inputs):,} data")
+    figure, (axes,) = make_figure(0.62 * len(inputs) + 0.9, 1.8 * shape[1] / shape[2] + 0.4, "Hidden entries (orange), filled in")
+    show_grid(axes, torch.cat([inputs, filled, truth]), shape, columns=len(inputs), limits_from=truth)
+    axes.set_yticks([(i + 0.5) * (shape[1] + 1) for i in range(3)], ["input", "filled in", "truth"])
     return figure
 
 
@@ -154,10 +171,13 @@ def make_figure(width: float, height: float, *titles: str) -> tuple[Figure, list
 
 
 def show_grid(axes: Axes, x: Tensor, shape: Sequence[int], columns: int, limits_from: Tensor) -> None:
-    """Images ``[N, D]`` in rows of `columns`, black to white over [0, 1] or, where the data leave it, over their range."""
-    known = limits_from[~limits_from.isnan()]
-    low, high = min(0.0, known.min().item()), max(1.0, known.max().item())
-    images = ((x - low) / (high - low)).clamp(0, 1).nan_to_num(0.5).unflatten(1, tuple(shape))  # [N, C, H, W]
+    """Images ``[N, D]`` in rows of `columns`, black to white over [0, 1] or, where the data leave it, over their range.
+
+    Missing entries (NaN) are orange.
+    """
+    low, high = torch.cat([limits_from[~limits_from.isnan()], torch.tensor([0.0, 1.0])]).aminmax()
+    images = ((x - low) / (high - low)).clamp(0, 1).unflatten(1, tuple(shape)).expand(-1, 3, -1, -1)  # [N, 3, H, W]
+    images = images.where(~images.isnan(), torch.tensor(to_rgb(ORANGE), dtype=x.dtype).view(3, 1, 1))
     grid = make_grid(images, nrow=columns, padding=1, pad_value=1.0)  # [3, rows (H + 1) + 1, columns (W + 1) + 1]
     axes.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
     axes.set(xticks=[], yticks=[])
@@ -165,17 +185,17 @@ def show_grid(axes: Axes, x: Tensor, shape: Sequence[int], columns: int, limits_
     axes.spines[:].set_visible(False)
 
 
-def _cloud_of_entries(inputs: Tensor, outputs: Tensor, most: int = 5000) -> Figure:
-    """Every observed entry of a table: its reconstruction against itself, coloured by dimension."""
+def _cloud_of_entries(inputs: Tensor, outputs: Tensor, names: tuple[str, str], title: str, most: int = 5000) -> Figure:
+    """Every entry of a table that is not NaN: what became of it against itself, coloured by dimension."""
     row, dimension = (~inputs.isnan()).nonzero(as_tuple=True)
     x, y = inputs[row, dimension], outputs[row, dimension]
     total = (x - inputs.nanmean(0)[dimension]).square().sum()
-    title = f"Entries of {len(inputs):,} data and their reconstructions, $R^2$ = {1 - ((x - y).square().sum() / total).item():.3f}"
+    title = f"{title}, $R^2$ = {1 - ((x - y).square().sum() / total).item():.3f}"
     figure, (axes,) = make_figure(4.8, 3.8, title)
     shown = torch.linspace(0, len(x) - 1, min(len(x), most)).round().long()  # evenly over the rows
     cloud = axes.scatter(x[shown], y[shown], c=dimension[shown] + 1, s=8, alpha=0.6, linewidths=0, cmap="viridis", rasterized=True)
     axes.axline((x.mean().item(), x.mean().item()), slope=1, color=BLACK, linewidth=0.8, linestyle="--")
-    axes.set(xlabel="input", ylabel="reconstruction")
+    axes.set(xlabel=names[0], ylabel=names[1])
     if inputs.shape[1] > 1:
         figure.colorbar(ScalarMappable(cloud.norm, cloud.cmap), ax=axes, label="dimension", ticks=MaxNLocator(integer=True))
     return figure

@@ -71,26 +71,27 @@ class OneHot(Prior, Solvable):
         """Cat(pi), event ``[K]``."""
         return OneHotCategorical(logits=self.logits, validate_args=False)
 
+    @torch.no_grad()
     def initialize(self, x: Tensor, num_data: int) -> None:
         """Equal weights, and how many data the pseudo-counts stand beside."""
         self.num_data.fill_(num_data)
+        self.logits.zero_()
 
     def statistics(self, x: Tensor, q: Distribution) -> Statistics:
         """N_k = sum_n gamma(z_nk) ``[K]`` (eq. 9.27)."""
-        return {"responsibilities": q.mean.double().sum(0)}
+        return {"responsibilities": q.mean.sum(0, dtype=torch.float64)}
 
     @torch.no_grad()
     def maximize(self, statistics: Statistics) -> None:
         """pi_k = N_k / N (eq. 9.26), with the pseudo-counts; an emptied component shares with the heaviest."""
         counts = statistics["responsibilities"].clone()
+        self.num_data.copy_(counts.sum())
         empty, heaviest = emptied(counts)
-        share = counts[heaviest] / (1 + empty.sum())
-        counts[empty] = share
-        counts[heaviest] = share
+        counts[empty] = counts[heaviest] = counts[heaviest] / (1 + empty.sum())
         self.logits.copy_((counts + self.pseudo_counts).log() - (counts + self.pseudo_counts).sum().log())
 
     def log_prior(self) -> Tensor | float:
-        """a sum_k log pi_k, divided by N."""
+        """a sum_k log pi_k, divided by N; 0 before N is known."""
         return self.pseudo_counts * self.logits.log_softmax(0).sum() / self.num_data if self.num_data > 0 else 0.0
 
 

@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lowerbound.data.batches import OnePass
-from lowerbound.fit import Fit, rows
+from lowerbound.data.module import TensorDataModule
+from lowerbound.fit import WHOLE, Fit, rows
 from lowerbound.model import LatentVariableModel
-from lowerbound.parts import ClosedForm
+from lowerbound.parts import ClosedForm, OnMoments
 from lowerbound.schedules import Step
-from lowerbound.starts import FromRows, Start
+from lowerbound.starts import AsItIs, FromRows, Start
 from lowerbound.statistics import Moments, Triangle
 
 ROWS = FromRows()
 MISSING = "fit=closed_form: the training data have missing entries (NaN), and so no closed form; choose fit=em or fit=gradient"
-MIXED = ("16-mixed", "bf16-mixed", "transformer-engine")
 
 
 @final
@@ -41,9 +41,10 @@ class Maximization(Optimizer):
 
 
 class Solving(Fit, ABC):
-    """A pass over the data, then a solution. Implement `take` and `finish`; override `check` to refuse a model.
+    """A pass over the data, then a solution. Implement `take`, `finish` and `check`.
 
-    `start` sets the parameters from training rows before the first pass; None keeps them.
+    `start` sets the parameters from training rows before the first pass; None keeps them. A loader of the user's is gone through
+    once more than there are epochs, at first, to check its rows and to see whether entries are missing.
 
     Raises:
         ValueError: the model has parameters that are not solved for, or the trainer's precision is mixed.
@@ -52,7 +53,7 @@ class Solving(Fit, ABC):
     rows_per_chunk = 1024
 
     def __init__(self, model: LatentVariableModel, start: Start | None) -> None:
-        super().__init__(model, start=start)
+        super().__init__(model, start=start or AsItIs())
         self.automatic_optimization = False
         self.check()
 
@@ -74,12 +75,33 @@ class Solving(Fit, ABC):
 
     def on_fit_start(self) -> None:
         """Refuse mixed precision, and check the data."""
-        if self.trainer.precision in MIXED:
+        if self.trainer.precision not in WHOLE:
             name = type(self).__name__
             raise ValueError(
                 f"trainer.precision={self.trainer.precision}: {name} solves in float64; set trainer.precision=32-true or 64-true"
             )
         super().on_fit_start()
+
+    def on_train_start(self) -> None:
+        """Count steps with the trainer, also in a second fit."""
+        super().on_train_start()
+        self.clock = Step(self.global_step)
+
+    def count_data(self) -> int:
+        """The rows of all ranks; those of a loader of the user's by going through it, as `on_fit_start` does through a data module."""
+        if isinstance(getattr(self.trainer, "datamodule", None), TensorDataModule):
+            return super().count_data()
+        loader: Any = self.trainer.train_dataloader
+        count, missing = 0, False
+        for index, batch in enumerate(loader):
+            if index >= self.trainer.num_training_batches:
+                break
+            x = rows(batch, self.model.data_dim)
+            self._check_data(x)
+            count, missing = count + len(x), missing or bool(x.isnan().any())
+        total = self.over_ranks(torch.tensor([count, missing], dtype=torch.float64, device=self.device))
+        self.has_missing = bool(total[1])
+        return int(total[0])
 
     @torch.no_grad()
     def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -139,45 +161,42 @@ class ClosedFormFit(Solving):
                 f"fit=closed_form: {_names(self.model)} has no closed form; choose fit=em or fit=gradient, or model=pca, ppca or gaussian"
             )
 
-    def on_fit_start(self) -> None:
-        """Refuse missing entries."""
-        super().on_fit_start()
-        if self.has_missing:
-            raise ValueError(
-                "fit=closed_form: the training data have missing entries (NaN), and no closed form; choose fit=em or fit=gradient"
-            )
-
     def on_train_start(self) -> None:
-        """Choose the route."""
+        """Refuse missing entries, and choose the route."""
         super().on_train_start()
+        if self.has_missing:
+            raise ValueError(MISSING)
         wide = 0 < self.num_data <= self.model.data_dim
         self._kind = Triangle if self.method == "svd" or (self.method == "auto" and wide) else Moments
 
     def take(self, x: Tensor) -> None:
         """Merge the block's moments, or its triangular factor."""
-        if not x.isfinite().all():
-            raise ValueError(
-                "fit=closed_form: the training data have missing entries (NaN), and no closed form; choose fit=em or fit=gradient"
-            )
         block = self._kind.of(x)
         self._summary = block if self._summary is None else self._summary.merged(block)  # pyright: ignore[reportArgumentType] of one kind
 
     def finish(self) -> None:
         """Solve, and end the run."""
-        likelihood, summary = self.model.likelihood, self._summary
+        model, likelihood = self.model, self.model.likelihood
         assert isinstance(likelihood, ClosedForm)
-        assert summary is not None
-        spectrum = (summary.summed(self.over_ranks) if isinstance(summary, Moments) else self._all(summary)).spectrum()
-        self.step(lambda: likelihood.solve(spectrum, self.model))
-        self._summary = None
+        assert self._summary is not None
+        summary = self._summary.summed(self.over_ranks) if isinstance(self._summary, Moments) else self._all(self._summary)
+        spectrum, self._summary = summary.spectrum(), None
+        self.step(lambda: likelihood.solve(spectrum, model))
+        if isinstance(likelihood, OnMoments):
+            self.report(likelihood.terms(likelihood.expected(summary, model), model), summary.count.item())
         self.trainer.should_stop = True
 
     def _all(self, triangle: Triangle) -> Triangle:
         """The factor of the data of all ranks."""
-        if self.trainer.world_size == 1:
-            return triangle
-        offsets, factors = self.all_gather(triangle.offset), self.all_gather(triangle.square().factor)
-        return reduce(Triangle.merged, map(Triangle, offsets, factors))
+        size = self._of_ranks(torch.tensor(len(triangle.factor), device=self.device)).max()
+        factors = self._of_ranks(triangle.padded(int(size)).factor)
+        return reduce(Triangle.merged, map(Triangle, self._of_ranks(triangle.offset), factors))
+
+    def _of_ranks(self, tensor: Tensor) -> Tensor:
+        """Those of all ranks, one behind the other."""
+        places = tensor.new_zeros(self.trainer.world_size, *tensor.shape)
+        places[self.global_rank] = tensor
+        return self.over_ranks(places)
 
 
 def _names(model: LatentVariableModel) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import reduce
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Statistics = dict[str, Tensor]  # the sums of an E-step, by name
 Sum = Callable[[Tensor], Tensor]  # over ranks
@@ -50,6 +50,7 @@ class Moments:
     @classmethod
     def of(cls, x: Tensor) -> Moments:
         """Those of rows ``[N, D]``, none of them missing."""
+        x = x if x.dtype in (torch.float32, torch.float64) else x.double()
         offset = x.mean(0)
         shifted = x - offset
         rest = shifted.sum(0, dtype=torch.float64) / len(x)  # what rounding left of the mean
@@ -69,18 +70,25 @@ class Moments:
         shift = self.mean - mean
         return Moments(count, mean, over_ranks(self.scatter + self.count * torch.outer(shift, shift)))
 
-    def spectrum(self, num: int | None = None) -> Spectrum:
-        """The largest eigenvalues of the covariance; all of them if `num` is None."""
-        covariance = self.scatter / self.count
-        total = covariance.diagonal().sum()
-        values, vectors = eigenvectors(covariance, num)
-        return Spectrum(self.count, self.mean, values.clamp(min=0), signed(vectors), total)
+    @property
+    def squares(self) -> Tensor:
+        """The diagonal of the scatter, ``[D]``."""
+        return self.scatter.diagonal()
+
+    def times(self, matrix: Tensor) -> Tensor:
+        """The scatter times ``[D, L]``."""
+        return self.scatter @ matrix
+
+    def spectrum(self) -> Spectrum:
+        """All D eigenvalues of the covariance."""
+        values, vectors = eigenvectors(self.scatter / self.count)
+        return Spectrum(self.count, self.mean, values.clamp(min=0), signed(vectors))
 
 
-def eigenvectors(symmetric: Tensor, num: int | None = None) -> tuple[Tensor, Tensor]:
-    """The `num` largest eigenvalues ``[num]``, falling, and their eigenvectors ``[D, num]``."""
+def eigenvectors(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    """The eigenvalues ``[D]``, falling, and their eigenvectors ``[D, D]``."""
     values, vectors = torch.linalg.eigh(symmetric)
-    return values.flip(-1)[..., :num], vectors.flip(-1)[..., :num]
+    return values.flip(-1), vectors.flip(-1)
 
 
 def signed(axes: Tensor) -> Tensor:
@@ -102,8 +110,9 @@ class Triangle:
     @classmethod
     def of(cls, x: Tensor) -> Triangle:
         """That of rows ``[N, D]``, none of them missing."""
-        offset = x.double().mean(0)
-        return cls(offset, _triangular(torch.cat([torch.ones_like(x[:, :1]), x - offset], 1).double()))
+        x = x.double()
+        offset = x.mean(0)
+        return cls(offset, _triangular(torch.cat([torch.ones_like(x[:, :1]), x - offset], 1)))
 
     def merged(self, other: Triangle) -> Triangle:
         """That of both sets of data."""
@@ -111,19 +120,38 @@ class Triangle:
         shift[:, 1:] = other.factor[:, :1] * (other.offset - self.offset)
         return Triangle(self.offset, _triangular(torch.cat([self.factor, other.factor + shift])))
 
-    def square(self) -> Triangle:
-        """The same with a factor ``[D + 1, D + 1]``, filled up with rows of zeros, which change nothing."""
-        size = self.factor.shape[1]
-        return Triangle(self.offset, torch.cat([self.factor, self.factor.new_zeros(size - len(self.factor), size)]))
+    def padded(self, rows: int) -> Triangle:
+        """The same with a factor of so many rows, filled up with zeros, which change nothing."""
+        return Triangle(self.offset, nn.functional.pad(self.factor, (0, 0, 0, rows - len(self.factor))))
 
-    def spectrum(self, num: int | None = None) -> Spectrum:
-        """The squared singular values of the centred data over n; min(N - 1, D) of them at most."""
-        root = self.factor[0, 0]  # of n, up to its sign
-        count = root.square()
-        _, singular, axes = torch.linalg.svd(self.factor[1:, 1:], full_matrices=False)
-        variances = singular.square() / count
-        mean = self.offset + self.factor[0, 1:] / root
-        return Spectrum(count.round(), mean, variances[:num], signed(axes.T[:, :num]), variances.sum())
+    @property
+    def count(self) -> Tensor:
+        """n ``[]``."""
+        return self.factor[0, 0].square().round()
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean ``[D]``."""
+        return self.offset + self.factor[0, 1:] / self.factor[0, 0]
+
+    @property
+    def centred(self) -> Tensor:
+        """R ``[min(N - 1, D), D]``."""
+        return self.factor[1:, 1:]
+
+    @property
+    def squares(self) -> Tensor:
+        """The diagonal of R'R, ``[D]``."""
+        return self.centred.square().sum(0)
+
+    def times(self, matrix: Tensor) -> Tensor:
+        """R'R times ``[D, L]``."""
+        return self.centred.T @ (self.centred @ matrix)
+
+    def spectrum(self) -> Spectrum:
+        """The squared singular values of R over n, min(N - 1, D) of them."""
+        _, singular, axes = torch.linalg.svd(self.centred, full_matrices=False)
+        return Spectrum(self.count, self.mean, singular.square() / self.count, signed(axes.T))
 
 
 def _triangular(rows: Tensor) -> Tensor:
@@ -132,28 +160,26 @@ def _triangular(rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Principal variances, falling, ``[r]`` and axes ``[D, r]`` of data, with their mean ``[D]``; `total` is the variance of all D."""
+    """Principal variances, falling, ``[r]`` and axes ``[D, r]`` of data, with their mean ``[D]``; those not named have variance 0."""
 
     count: Tensor
     mean: Tensor
     variances: Tensor
     axes: Tensor
-    total: Tensor
 
     @property
     def covariance(self) -> Tensor:
-        """The covariance ``[D, D]``, of a whole spectrum."""
+        """The covariance ``[D, D]``."""
         return (self.axes * self.variances) @ self.axes.T
 
     @property
     def explained_ratio(self) -> Tensor:
         """The share of the total variance along each axis, ``[r]``."""
-        return self.variances / self.total
+        return self.variances / self.variances.sum()
 
     def residual(self, latent_dim: int) -> Tensor:
         """The mean variance of the D - L directions beyond the first L: T&B 1999, eq. 8; Bishop 2006, eq. 12.46."""
-        beyond = len(self.mean) - latent_dim
-        return (self.total - self.variances[:latent_dim].sum()).clamp(min=0) / beyond
+        return self.variances[latent_dim:].sum() / (len(self.mean) - latent_dim)
 
 
 def moments_of(chunks: Iterable[Tensor]) -> Moments:

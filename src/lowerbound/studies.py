@@ -37,7 +37,25 @@ from lowerbound.schedules import Step
 from lowerbound.tracking import send_picture
 
 CHUNK = 128  # grid points at a time: a few megabytes, which stay in the processor's cache
-NOT_NATS = ("dim", "dimensions", "error", "evaluations", "points", "ratio", "scale", "share", "variance")
+NOT_NATS = (
+    *(
+        "accuracy",
+        "components",
+        "degrees",
+        "dim",
+        "dimensions",
+        "error",
+        "evaluations",
+        "points",
+        "ratio",
+        "rmse",
+        "scale",
+        "seconds",
+        "share",
+        "steps",
+    ),
+    "variance",
+)
 
 
 def unit(key: str) -> str:

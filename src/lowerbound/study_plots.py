@@ -202,15 +202,18 @@ def bars(names: Sequence[str], columns: Mapping[str, Sequence[float | None]]) ->
     return figure
 
 
-def stacked(pictures: Mapping[str, np.ndarray]) -> Figure:
-    """Pictures ``[H, W, 3]`` (bytes) one above the other, pixel by pixel, each under its name."""
+def stacked(pictures: Mapping[str, np.ndarray], across: int = 1) -> Figure:
+    """Pictures ``[H, W, 3]`` (bytes) in rows of `across`, one above the other, pixel by pixel, each under its name."""
     strip = int(0.3 * RESOLUTION)
-    width = max(picture.shape[1] for picture in pictures.values())
-    height = sum(picture.shape[0] + strip for picture in pictures.values())
+    named = list(pictures.items())
+    rows = [named[start : start + across] for start in range(0, len(named), across)]
+    widest = max(picture.shape[1] for picture in pictures.values())
+    heights = [strip + max(picture.shape[0] for _, picture in row) for row in rows]
+    width, height = widest * len(rows[0]), sum(heights)
     figure = Figure(figsize=(width / RESOLUTION, height / RESOLUTION), dpi=RESOLUTION)
-    top = height
-    for name, picture in pictures.items():
-        figure.text(0.01, (top - 0.75 * strip) / height, name, fontsize=11, weight="bold", color=BLACK)
-        top -= strip + picture.shape[0]
-        figure.figimage(picture, 0, top)
+    for row, used in zip(rows, np.cumsum(heights), strict=True):
+        for column, (name, picture) in enumerate(row):
+            top, left = height - used + max(other.shape[0] for _, other in row), column * widest
+            figure.text(0.01 + left / width, (top + 0.25 * strip) / height, name, fontsize=11, weight="bold", color=BLACK)
+            figure.figimage(picture, left, top - picture.shape[0])
     return figure

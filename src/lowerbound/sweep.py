@@ -131,7 +131,7 @@ def _cell(run: Run, key: str) -> str:
     value = run.number(key)
     if value is None:
         return "failed" if run.results is None else "-"
-    return f"{value:.0f}" if float(value).is_integer() else f"{value:.4f}"
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.4f}" if abs(value) >= 0.001 else f"{value:.2g}"
 
 
 @final
@@ -168,13 +168,13 @@ class RateDistortion(Comparison):
 
 @final
 class Stacked(Comparison):
-    """The same picture of every run, one above the other."""
+    """The same picture of every run, in rows of `across`, one above the other."""
 
-    def __init__(self, name: str, columns: Mapping[str, str], picture: str, note: str = "") -> None:
+    def __init__(self, name: str, columns: Mapping[str, str], picture: str, note: str = "", across: int = 1) -> None:
         super().__init__(name, columns, note)
-        self.picture = picture
+        self.picture, self.across = picture, across
 
     def draw(self, runs: Sequence[Run]) -> Figure:
         """The runs' figures/<picture>.png."""
         paths = {run.name: run.folder / FIGURES / f"{self.picture}.png" for run in runs}
-        return study_plots.stacked({name: np.asarray(Image.open(path)) for name, path in paths.items()})
+        return study_plots.stacked({name: np.asarray(Image.open(path)) for name, path in paths.items()}, self.across)

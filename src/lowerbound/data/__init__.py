@@ -2,6 +2,7 @@
 
 from lowerbound.data.batches import EvaluationBatches, TensorBatches
 from lowerbound.data.images import Digits, TorchvisionImages
+from lowerbound.data.missing import Missing
 from lowerbound.data.module import TensorDataModule
 from lowerbound.data.prepare import Preparation
 from lowerbound.data.source import Part, Source
@@ -14,6 +15,7 @@ __all__ = [
     "EvaluationBatches",
     "InMemory",
     "LinearGaussianData",
+    "Missing",
     "MixtureData",
     "Part",
     "Preparation",

@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 from lowerbound.data.steps import Step, run
 
 CHUNK = 1000  # rows that one generator of a fixed draw serves
-_ORDER, _NOISE, _FIXED = range(3)  # what a generator is for
+_ORDER, _NOISE, _FIXED, HOLES = range(4)  # what a generator is for
 
 
 class Place(NamedTuple):
@@ -171,6 +171,11 @@ class EvaluationBatches:
         for start, stop in pairwise(self._bounds()):
             x = self.x[start:stop].to(self.place.device)
             yield x if self.labels is None else (x, self.labels[start:stop].to(self.place.device))
+
+    def rows(self) -> Tensor:
+        """All rows of this rank, ``[n, D]``."""
+        bounds = self._bounds()
+        return self.x[bounds[0] : bounds[-1]].to(self.place.device)
 
     def _bounds(self) -> list[int]:
         """Where the batches of this rank begin, and where the last one ends."""

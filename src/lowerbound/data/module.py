@@ -16,6 +16,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from lowerbound.data.batches import CHUNK, EvaluationBatches, FixedDraw, OnePass, Place, TensorBatches
+from lowerbound.data.missing import Missing
 from lowerbound.data.prepare import Preparation
 from lowerbound.data.source import Part, Source
 from lowerbound.data.steps import run
@@ -39,6 +40,7 @@ class TensorDataModule(LightningDataModule, ABC):
     `dim` is D, checked against the data; `shape` = [C, H, W] is kept for those who draw or convolve. `batch_size` is per rank.
     `test_fraction` counts where the source has no test part of its own. `split_seed` decides the split and the fixed draws of
     val and test, `seed` the order and the draws of training. `storage` is ``device`` or ``host``: where the training table lies.
+    `missing` hides entries of all parts, the same in every epoch; `unhidden` are the rows as they were.
 
     Raises:
         ValueError: options that do not fit each other, or, from `setup`, the data.
@@ -54,6 +56,7 @@ class TensorDataModule(LightningDataModule, ABC):
     seed: int = 0
     storage: str = "device"
     prepare: Preparation = field(default_factory=Preparation)
+    missing: Missing = field(default_factory=Missing)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -73,6 +76,7 @@ class TensorDataModule(LightningDataModule, ABC):
                 f"data.val_fraction={self.val_fraction} and data.test_fraction={self.test_fraction} must leave rows to train on"
             )
         self._parts: dict[str, _Rows] = {}
+        self._unhidden: dict[str, _Rows] = {}
         self._blocks: TensorBatches | OnePass | None = None
         self._is_mapped = False
 
@@ -92,7 +96,8 @@ class TensorDataModule(LightningDataModule, ABC):
             return
         source = self.read()
         self._check(source)
-        parts = self._split(source)
+        self._unhidden = self._split(source)
+        parts = self._split(self.missing.hide(source, self.shape)) if self.missing.hides else self._unhidden
         if not self.prepare.is_fitted:
             self.prepare.fit(parts["train"].table, parts["train"].rows)
         self._parts, self._is_mapped = parts, source.is_mapped
@@ -101,6 +106,10 @@ class TensorDataModule(LightningDataModule, ABC):
         """The first `limit` rows of train, val or test (all: None), prepared with one fixed draw, in host memory."""
         labels = self._rows(name).labels
         return Part(self._fixed_draw(name)[:limit], None if labels is None else labels[:limit])
+
+    def unhidden(self, name: str, limit: int | None = None) -> Tensor:
+        """The x ``[n, D]`` of `part` as it would be had nothing been hidden: with the same draw, and prepared as what is observed is."""
+        return self._fixed_draw(name, unhidden=True)[:limit]
 
     def require_rows(self, world: int) -> None:
         """Refuse a part that has fewer rows than there are ranks.
@@ -154,6 +163,10 @@ class TensorDataModule(LightningDataModule, ABC):
         """All test rows in order."""
         return self._batches("test", self.eval_batch_size)
 
+    def unhidden_batches(self, name: str) -> EvaluationBatches:
+        """`unhidden` rows as the loaders of val and test hand out those with holes."""
+        return self._batches(name, self.eval_batch_size, unhidden=True)
+
     def state_dict(self) -> dict[str, Any]:
         """The preparation's statistics."""
         return {"prepare": dict(self.prepare.state_dict())}
@@ -202,15 +215,16 @@ class TensorDataModule(LightningDataModule, ABC):
         self.setup()
         return self._parts[name]
 
-    def _fixed_draw(self, name: str) -> FixedDraw:
+    def _fixed_draw(self, name: str, unhidden: bool = False) -> FixedDraw:
         table, rows, _ = self._rows(name)
+        original = self._unhidden[name].table
         return FixedDraw(
-            table=table,
+            table=original if unhidden else table,
             rows=rows,
             steps=self.prepare.chain,
             seed=self.split_seed,
             part=PARTS.index(name),
-            dtype=self._place.dtype if name != "train" else self._training_type(table),
+            dtype=self._place.dtype if name != "train" else self._training_type(original),
         )
 
     def _training_type(self, table: Tensor) -> torch.dtype:
@@ -235,8 +249,8 @@ class TensorDataModule(LightningDataModule, ABC):
             place=place,
         )
 
-    def _batches(self, name: str, size: int) -> EvaluationBatches:
-        draw = self._fixed_draw(name)
+    def _batches(self, name: str, size: int, unhidden: bool = False) -> EvaluationBatches:
+        draw = self._fixed_draw(name, unhidden)
         x = draw if self._is_mapped else self._stored(draw[:])
         return EvaluationBatches(x=x, labels=None if name == "train" else self._rows(name).labels, batch_size=size, place=self._place)
 
