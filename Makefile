@@ -15,7 +15,7 @@ train: $(VENV)/.installed
 	$(BIN)/lowerbound-train $(ARGS)
 
 ladder: $(VENV)/.installed
-	$(BIN)/lowerbound-ladder $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/lowerbound-ladder $(ARGS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
