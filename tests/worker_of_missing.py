@@ -14,7 +14,7 @@ from lowerbound.data import InMemory, Missing
 
 def main(folder: Path, ranks: int) -> None:
     torch.manual_seed(0)
-    fit = lowerbound.EMFit(lowerbound.ppca(6, 2))
+    fit = lowerbound.EMFit(lowerbound.ppca(6, 2), start=None)
     x = torch.randn(150, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64).cumsum(1)
     data = InMemory(x, missing=Missing(0.3), test_fraction=0.5, eval_batch_size=10)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
