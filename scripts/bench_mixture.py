@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import lowerbound  # isort: skip  before lightning, whose import it mends beside a CPU build of torch
@@ -30,6 +30,7 @@ from lowerbound.mixture import Enumeration, GaussianComponents
 from lowerbound.model import LatentVariableModel
 from lowerbound.priors import OneHot
 
+REST = 0.1  # seconds between turns: the threads of either library wait busily for more work, and would take the other's processor
 FRACTIONS = ("val_fraction", "test_fraction")
 
 
@@ -83,9 +84,11 @@ class Turns(pl.Callback):
         self.reference, self.seconds, self.values = reference, {"theirs": [], "ours": []}, {"theirs": [], "ours": []}
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        sleep(REST)
         seconds, value = self.reference.iteration()
         self.seconds["theirs"].append(seconds)
         self.values["theirs"].append(value)
+        sleep(REST)
         self.started = perf_counter()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:

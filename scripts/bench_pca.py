@@ -14,7 +14,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 
 import lowerbound  # isort: skip  before lightning, whose import it mends beside a CPU build of torch
 import numpy as np
@@ -28,6 +28,7 @@ from lowerbound.solve import ClosedFormFit
 from lowerbound.statistics import moments_of
 
 COMPONENTS = 32
+REST = 0.1  # seconds between turns: a library's threads wait busily for more work, and would take the other's processor
 
 
 def rows(root: str) -> np.ndarray:
@@ -41,8 +42,8 @@ def by_sklearn(x: np.ndarray) -> np.ndarray:
 
 
 def by_moments(x: np.ndarray) -> np.ndarray:
-    spectrum = moments_of(torch.from_numpy(x).split(ClosedFormFit.rows_per_chunk)).spectrum()
     model = lowerbound.pca(x.shape[1], COMPONENTS)
+    spectrum = moments_of(torch.from_numpy(x).split(ClosedFormFit(model).rows_per_chunk)).spectrum()
     model.likelihood.solve(spectrum, model)  # type: ignore[operator]
     return spectrum.variances[:COMPONENTS].numpy()
 
@@ -71,6 +72,7 @@ def main() -> None:
     errors: dict[str, float] = {}
     for _ in range(options.repeats + 1):
         for name, way in ways.items():
+            sleep(REST)
             started = perf_counter()
             found = way(x)
             seconds[name].append(perf_counter() - started)

@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "lowerbound"
 
 FLOORS = (
-    "_torchvision errors instantiate distributions networks schedules randomness statistics answers seeding"
+    "_torchvision errors instantiate distributions networks schedules randomness statistics conditioning answers seeding"
     " data.source data.steps data.prepare",
     "parts data.batches data.missing data.module",
     "priors likelihoods posteriors linear_gaussian covariances dense_covariances mixture data.images data.tables",

@@ -29,6 +29,7 @@ from lowerbound.fit import Fit, rows
 from lowerbound.folder import FIGURES, LAST, WEIGHTS
 from lowerbound.linear_gaussian import LinearGaussian
 from lowerbound.model import LatentVariableModel
+from lowerbound.priors import OneHot
 from lowerbound.randomness import own_generators
 from lowerbound.tracking import METRICS, read_metrics, send_picture
 
@@ -134,7 +135,8 @@ class Pictures(Callback):
     def _figures(self, trainer: Trainer, model: LatentVariableModel) -> Iterator[tuple[str, Figure]]:
         """The pictures that this model has, by the names of their files."""
         metrics = Path(trainer.default_root_dir) / METRICS
-        if metrics.exists() and "val/reconstruction" in (columns := read_metrics(metrics)):
+        columns = read_metrics(metrics) if metrics.exists() else {}
+        if len(columns.get("val/reconstruction", ())) > 1:  # one validation is no curve
             yield "learning_curves", plots.learning_curves(columns)
         x, labels, shape = _validation_data(trainer, model, self.num_codes)
         if not len(x):
@@ -144,6 +146,10 @@ class Pictures(Callback):
         truth = _unhidden(trainer, len(shown))
         if truth is not None and (shown.isnan() & ~truth.to(shown).isnan()).any():
             yield "filled_in", plots.filled_in(shown, model.impute(shown).mean, truth, shape)
+        if isinstance(model.prior, OneHot):
+            means = model.likelihood(torch.eye(model.prior.latent_dim).to(x)).mean  # [K, D]
+            yield "components", component_plots.mixture(means, model.prior().mean, shape, x)
+            return
         yield "latent_plane", plots.latent_plane(model.encode(x), labels)
         if isinstance(model.likelihood, LinearGaussian):
             yield "loadings", component_plots.loadings(model.likelihood.weight, shape)

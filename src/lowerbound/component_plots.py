@@ -1,4 +1,4 @@
-"""Pictures of principal components: tensors and numbers in, matplotlib figures out, in the manner of `plots`."""
+"""Pictures of components, principal ones and those of mixtures: tensors in, matplotlib figures out, in the manner of `plots`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from lowerbound.linear_plots import DIVERGING
-from lowerbound.plots import BLUE, GREY, ORANGE, VERMILLION, make_figure
+from lowerbound.plots import BLUE, GREY, ORANGE, VERMILLION, make_figure, show_grid
 from lowerbound.statistics import signed
 from lowerbound.study_plots import ON_WHITE
 
@@ -72,6 +73,29 @@ def loadings(weight: Tensor, shape: Sequence[int] | None) -> Figure:
     height = 0.75 * -(-weight.shape[1] // columns) + 0.4 if shape is not None else 3.2
     figure, (axes,) = make_figure(0.7 * columns + 0.4 if shape is not None else 5.2, height, "Columns of W")
     _columns(axes, _ready(weight), shape, columns)
+    return figure
+
+
+def mixture(means: Tensor, weights: Tensor, shape: Sequence[int] | None, data: Tensor) -> Figure:
+    """Component means ``[K, D]``, the heaviest first, and their weights ``[K]``.
+
+    Images of `shape` ``[C, H, W]`` are in the grey levels of `data` ``[N, D]``; tables (shape None) are one row of colours each.
+    """
+    order = weights.argsort(descending=True)
+    means, weights = _ready(means[order]), _ready(weights[order])
+    columns = min(len(means), 10)
+    if shape is None:
+        figure, (left, right) = make_figure(8.4, 0.2 * min(len(means), 30) + 2.2, "Component means", "Weights")
+        heat = left.imshow(means.numpy(), aspect="auto", cmap="viridis", interpolation="nearest")
+        left.set(xlabel="dimension", ylabel="component, the heaviest first")
+        figure.colorbar(heat, ax=left)
+    else:
+        height = 0.75 * -(-len(means) // columns) * shape[1] / shape[2] + 1.2
+        figure, (left, right) = make_figure(1.4 * columns + 1, height, "Component means, the heaviest first", "Weights")
+        show_grid(left, means, shape, columns, limits_from=_ready(data))
+    right.bar(range(1, len(weights) + 1), weights.numpy(), color=BLUE)
+    right.set(xlabel="component", ylabel="weight")
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 

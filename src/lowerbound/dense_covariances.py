@@ -12,49 +12,23 @@ at least min_scale^2.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from math import log, pi
-from typing import NamedTuple, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from lowerbound.conditioning import filled, log_diagonal
 from lowerbound.covariances import Conditional, Covariance, has_missing, like, positive
-from lowerbound.distributions import DenseNormal, observed_precision
+from lowerbound.distributions import DenseNormal
 from lowerbound.errors import whole
 from lowerbound.likelihoods import log_above
 from lowerbound.statistics import Statistics, added, eigenvectors, signed
 
-MAX_PATTERN_DIM = 256  # a pattern of missing entries costs the inverse of a D x D matrix for each component
+MAX_PATTERN_DIM = 256  # a pattern of M missing entries costs the inverse of an M x M matrix for each component
 ROWS = 512  # at a time: the K D numbers of each stay in the processor's cache
 NEGLIGIBLE = 1e-20  # a responsibility that changes no digit of a sum
-CELLS = 2**22  # at a time, where a row with missing entries takes K D D of them
-
-
-class Observed(NamedTuple):
-    """Rows ``[n]`` of a table and what was observed in them; `which` ``[n]`` of U patterns of missing entries is theirs."""
-
-    rows: Tensor
-    which: Tensor
-    missing: Tensor  # [U, D]
-    error: Tensor  # x - mu_k, 0 where missing, [n, K, D]
-    precision: Tensor  # inverses of the observed blocks, 0 elsewhere, [U, K, D, D]
-    log_det: Tensor  # of the observed blocks, [U, K]
-
-    def times_error(self, matrices: Tensor) -> Tensor:
-        """``[n, K, D]`` from a matrix ``[U, K, D, D]`` for each pattern."""
-        return (matrices[self.which] @ self.error.unsqueeze(-1)).squeeze(-1)
-
-
-def observed(x: Tensor, mean: Tensor, matrices: Tensor) -> Iterator[Observed]:
-    """The rows of x ``[N, D]`` by their patterns of missing entries, some rows at a time."""
-    missing, pattern = x.isnan().unique(dim=0, return_inverse=True)
-    for rows in pattern.argsort().split(max(1, CELLS // matrices.numel())):
-        first, last = pattern[rows[0]], pattern[rows[-1]]
-        here, which = missing[first : last + 1], pattern[rows] - first
-        error = (x[rows].unsqueeze(1) - mean).masked_fill(here[which].unsqueeze(1), 0.0)
-        yield Observed(rows, which, here, error, *observed_precision(matrices, here.unsqueeze(1)))
 
 
 def _second_moments(x: Tensor, responsibilities: Tensor) -> Tensor:
@@ -111,15 +85,16 @@ class Dense(Covariance, ABC):
         shift = (inverse @ mean.unsqueeze(-1)).flatten()
         white = (torch.addmm(-shift, rows, inverse.flatten(0, 1).T).unflatten(1, mean.shape) for rows in x.split(ROWS))  # [n, K, D]
         distances = torch.cat([torch.linalg.vector_norm(rows, dim=-1) for rows in white])  # [N, K]
-        log_det = 2 * factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # [K]
+        log_det = 2 * log_diagonal(factors)  # [K]
         return -(distances.square() + log_det + self.data_dim * log(2 * pi)) / 2
 
     def _observed_log_densities(self, x: Tensor, mean: Tensor) -> Tensor:
-        densities = x.new_empty(len(x), len(mean))
-        for o in observed(x, mean, self.matrices):
-            seen = (~o.missing).sum(1, keepdim=True, dtype=mean.dtype)  # [U, 1], no integer: times a float it would be float32
-            square = (o.times_error(o.precision) * o.error).sum(-1)  # [n, K]
-            densities[o.rows] = -(square + (o.log_det + seen * log(2 * pi))[o.which]) / 2
+        """What is filled in minimises |C^-1 (x - mu)|^2, and leaves that of the observed entries."""
+        densities, factors = x.new_empty(len(x), len(mean)), self.factors()
+        for f in filled(x, mean, factors):
+            white = torch.linalg.solve_triangular(factors, f.error.permute(1, 2, 0), upper=False)  # [K, D, n]
+            constant = f.log_det + log(2 * pi) * f.num_observed.to(mean).unsqueeze(1)  # [U, K]
+            densities[f.rows] = -(white.square().sum(1).T + constant[f.which]) / 2
         return densities
 
     def statistics(self, x: Tensor, mean: Tensor, responsibilities: Tensor) -> Statistics:
@@ -141,27 +116,24 @@ class Dense(Covariance, ABC):
 
     def _filled_statistics(self, x: Tensor, mean: Tensor, responsibilities: Tensor) -> Statistics:
         """With E[x_missing | x_observed, k] in the place of what is missing, and its covariance added."""
-        matrices = self.matrices
-        first, second = torch.zeros_like(mean), torch.zeros_like(matrices)
-        for o in observed(x, mean, matrices):
-            gain = matrices @ o.precision  # [U, K, D, D]
-            filled = mean + o.times_error(gain)  # [n, K, D]
-            r = responsibilities[o.rows]  # [n, K]
-            first += torch.einsum("nk,nkd->kd", r, filled)
-            second += torch.einsum("nkd,nke->kde", r.unsqueeze(-1) * filled, filled)
-            weight = r.new_zeros(len(o.missing), len(mean)).index_add(0, o.which, r)  # [U, K]
-            second += torch.einsum("uk,ukde->kde", weight, matrices - gain @ matrices)
+        first, second = torch.zeros_like(mean), mean.new_zeros(len(mean), self.data_dim, self.data_dim)
+        for f in filled(x, mean, self.factors()):
+            r, rows = responsibilities[f.rows], mean + f.error  # [n, K], [n, K, D]
+            first += torch.einsum("nk,nkd->kd", r, rows)
+            second += torch.einsum("nkd,nke->kde", r.unsqueeze(-1) * rows, rows)
+            weight = r.new_zeros(len(f.entries), len(mean)).index_add(0, f.which, r)  # [U, K]
+            cells = f.entries.unsqueeze(2) * self.data_dim + f.entries.unsqueeze(1)  # [U, M, M]
+            left = (weight[..., None, None] * f.covariance).transpose(0, 1).flatten(1)  # [K, U M M]
+            second.view(len(mean), -1).index_add_(1, cells.flatten(), left)
         return {"count": responsibilities.sum(0, dtype=torch.float64), "first": first.double(), "second": second.double()}
 
     def conditional(self, x: Tensor, mean: Tensor) -> Conditional:
         """Regression of the missing entries on the observed ones."""
-        matrices = self.matrices
-        means, variances = x.new_empty(len(x), *mean.shape), x.new_empty(len(x), *mean.shape)
-        for o in observed(x, mean, matrices):
-            gain = matrices @ o.precision  # [U, K, D, D]
-            means[o.rows] = mean + o.times_error(gain)
-            left = matrices.diagonal(dim1=-2, dim2=-1) - (gain * matrices).sum(-1)  # [U, K, D]
-            variances[o.rows] = left.clamp(min=0)[o.which]
+        means, variances = x.new_empty(len(x), *mean.shape), x.new_zeros(len(x), *mean.shape)
+        for f in filled(x, mean, self.factors()):
+            means[f.rows] = mean + f.error
+            left = f.covariance.diagonal(dim1=-2, dim2=-1)  # [U, K, M]
+            variances[f.rows] = torch.zeros_like(f.error).scatter_add(2, f.places, left[f.which])
         return Conditional(means, variances)
 
     def stretched(self, directions: Tensor) -> Tensor:
@@ -176,7 +148,7 @@ class Dense(Covariance, ABC):
         """By tr(Sigma^-1 diag spread) = |C^-1 diag spread^(1/2)|^2."""
         factors = self.factors()
         white = torch.linalg.solve_triangular(factors, spread.sqrt().diag().expand_as(factors), upper=False)
-        return 2 * factors.diagonal(dim1=-2, dim2=-1).log().sum() + white.square().sum()
+        return 2 * log_diagonal(factors).sum() + white.square().sum()
 
     def variances(self) -> Tensor:
         """The diagonals of the matrices."""

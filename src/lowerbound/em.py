@@ -33,7 +33,7 @@ from lowerbound.starts import Start
 from lowerbound.statistics import Moments, Statistics, added, mixed
 
 LEAST_ROWS = 1024
-NUMBERS = 2**19  # in a chunk of rows: a chunk costs a millisecond whatever it holds, and rows of 50 numbers are seen 10,000 at a time
+NUMBERS = 2**22  # in a chunk of rows: a chunk costs a few milliseconds whatever it holds
 
 
 @final
@@ -66,7 +66,7 @@ class EMFit(Solving):
                 raise ValueError(f"fit.{option}={value!r} is unknown: {' or '.join(known)}")
         self.num_samples = whole(num_samples, "fit.num_samples") if e_step == "sampled" else 0
         self.is_stepwise = update == "batch"
-        self.rows_per_chunk = None if self.is_stepwise else max(LEAST_ROWS, NUMBERS // model.data_dim)
+        self.rows_per_chunk = None if self.is_stepwise else max(LEAST_ROWS, NUMBERS // max(model.data_dim, model.latent_dim**2))
         self.steps_per_execution = whole(steps_per_execution, "fit.steps_per_execution")
         self._sums: Statistics = {}
         self._terms, self._count = torch.zeros(3, dtype=torch.float64), 0

@@ -48,8 +48,9 @@ class Responsibilities(OneHotCategorical):
     """gamma(z) from log p(x, z) ``[N, K]``, with the log p(x) ``[N]`` that normalises it."""
 
     def __init__(self, log_joint: Tensor) -> None:
-        self.log_evidence = log_joint.logsumexp(-1)
-        super().__init__(logits=log_joint, validate_args=False)
+        super().__init__(logits=log_joint, validate_args=False)  # log p(x, z) - log p(x)
+        likeliest = log_joint.argmax(-1, keepdim=True)
+        self.log_evidence = (log_joint.gather(-1, likeliest) - self.logits.gather(-1, likeliest)).squeeze(-1)
 
 
 @register_kl(Responsibilities, OneHotCategorical)

@@ -25,6 +25,7 @@ from lowerbound.starts import AsItIs, FromRows, Start
 from lowerbound.statistics import Moments, Triangle
 
 ROWS = FromRows()
+LEAST_ROWS, NUMBERS = 1024, 2**24  # in a chunk of rows: a chunk costs a few milliseconds whatever it holds
 MISSING = "fit=closed_form: the training data have missing entries (NaN), and so no closed form; choose fit=em or fit=gradient"
 
 
@@ -49,8 +50,6 @@ class Solving(Fit, ABC):
     Raises:
         ValueError: the model has parameters that are not solved for, or the trainer's precision is mixed.
     """
-
-    rows_per_chunk = 1024
 
     def __init__(self, model: LatentVariableModel, start: Start | None) -> None:
         super().__init__(model, start=start or AsItIs())
@@ -145,10 +144,9 @@ class ClosedFormFit(Solving):
     condition number; or ``auto``: svd where there are fewer rows than dimensions.
     """
 
-    rows_per_chunk = 4096
-
     def __init__(self, model: LatentVariableModel, method: str = "auto", start: Start | None = ROWS) -> None:
         super().__init__(model, start)
+        self.rows_per_chunk = max(LEAST_ROWS, NUMBERS // model.data_dim)
         if method not in ("auto", "eigen", "svd"):
             raise ValueError(f"fit.method={method!r} is unknown: auto, eigen or svd")
         self.method = method

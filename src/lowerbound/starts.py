@@ -116,15 +116,17 @@ class FromPCA(Start):
 def plane_of(x: Tensor, latent_dim: int, is_proper: bool, noise: Noise | None = None) -> Plane:
     """Probabilistic PCA of rows ``[n, D]``, or PCA if not `is_proper`; with the scale of the noise, if one is stated."""
     x = x.double()
-    x = torch.where(x.isnan(), x.nanmean(0).nan_to_num(0.0), x)
-    spectrum, dim = Moments.of(x).spectrum(), x.shape[1]
+    if x.isnan().any():
+        x = torch.where(x.isnan(), x.nanmean(0).nan_to_num(0.0), x)
+    moments, dim = Moments.of(x), x.shape[1]
+    spectrum = moments.spectrum()
     prior, rule = (StandardNormal(latent_dim), ExactGaussian()) if is_proper else (Flat(latent_dim), OrthogonalProjection())
     p = LinearGaussian(latent_dim, dim, FixedNoise(dim, noise.scale) if isinstance(noise, FixedNoise) else SharedNoise(dim))
     model = LatentVariableModel(prior, p, rule).to(x.device)
     p.solve(spectrum, model)
     gain, covariance = rule.affine(model)
     told = (p.weight * (1.0 if is_proper else spectrum.variances[:latent_dim].sqrt())).square().sum(1)
-    return Plane(p.bias, p.weight, gain, covariance.diagonal().sqrt(), x.var(0, correction=0) - told)
+    return Plane(p.bias, p.weight, gain, covariance.diagonal().sqrt(), moments.squares / moments.count - told)
 
 
 def become_affine(network: nn.Module, inner: Tensor, inner_shift: Tensor, outer: Tensor, shift: Tensor) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,12 +32,24 @@ def mixed(old: Statistics, new: Statistics, step_size: float) -> Statistics:
     return {name: torch.lerp(old[name], new[name], step_size) for name in old}
 
 
-def gram(x: Tensor) -> Tensor:
-    """x' x ``[D, D]`` of rows x ``[N, D]``, float64."""
-    if x.device.type == "cpu":  # numpy calls syrk, which is half the work of torch's product
-        rows = x.detach().numpy()
-        return torch.from_numpy(rows.T @ rows).double()
-    return (x.T @ x).double()
+BLOCK = 8192  # rows of which the products are taken at once
+
+
+def _sums(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A point near the mean of rows ``[N, D]``, and the sums of what is left of x, ``[D]``, and of its products, ``[D, D]``; float64.
+
+    On a processor all of it is numpy's, whose syrk is half the work of torch's product: the threads of the two would wait for each other.
+    """
+    if x.device.type != "cpu":
+        shifted = x - (offset := x.mean(0))
+        return offset.double(), shifted.sum(0, dtype=torch.float64), (shifted.T @ shifted).double()
+    rows, dim = x.detach().numpy(), x.shape[1]
+    offset, total, products = rows[:BLOCK].mean(0), np.zeros(dim), np.zeros((dim, dim))
+    for first in range(0, len(rows), BLOCK):
+        shifted = rows[first : first + BLOCK] - offset
+        total += shifted.sum(0, dtype=np.float64)
+        products += shifted.T @ shifted
+    return torch.from_numpy(offset).double(), torch.from_numpy(total), torch.from_numpy(products)
 
 
 @dataclass(frozen=True)
@@ -51,17 +64,15 @@ class Moments:
     def of(cls, x: Tensor) -> Moments:
         """Those of rows ``[N, D]``, none of them missing."""
         x = x if x.dtype in (torch.float32, torch.float64) else x.double()
-        offset = x.mean(0)
-        shifted = x - offset
-        rest = shifted.sum(0, dtype=torch.float64) / len(x)  # what rounding left of the mean
+        offset, total, products = _sums(x)
         count = torch.tensor(float(len(x)), dtype=torch.float64, device=x.device)
-        return cls(count, offset.double() + rest, gram(shifted) - count * torch.outer(rest, rest))
+        return cls(count, offset + total / count, products.addr_(total, total / -count))
 
     def merged(self, other: Moments) -> Moments:
         """Those of both sets of data."""
         count, shift = self.count + other.count, other.mean - self.mean
-        between = torch.outer(shift, shift) * (self.count * other.count / count)
-        return Moments(count, self.mean + shift * (other.count / count), self.scatter + other.scatter + between)
+        scatter = (self.scatter + other.scatter).addr_(shift, shift * (self.count * other.count / count))  # and between the two
+        return Moments(count, self.mean + shift * (other.count / count), scatter)
 
     def summed(self, over_ranks: Sum) -> Moments:
         """Those of the data of all ranks."""
@@ -87,7 +98,10 @@ class Moments:
 
 def eigenvectors(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     """The eigenvalues ``[D]``, falling, and their eigenvectors ``[D, D]``."""
-    values, vectors = torch.linalg.eigh(symmetric)
+    if symmetric.device.type != "cpu":
+        values, vectors = torch.linalg.eigh(symmetric)
+    else:  # by numpy, whose threads took the products
+        values, vectors = map(torch.from_numpy, np.linalg.eigh(symmetric.detach().numpy()))
     return values.flip(-1), vectors.flip(-1)
 
 

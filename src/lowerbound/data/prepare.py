@@ -133,7 +133,8 @@ def _range(x: Tensor) -> tuple[float, float, bool]:
     """Least and greatest observed value of x ``[N, D]``, and whether all are integers."""
     low, high, is_integer = float("inf"), float("-inf"), True
     for chunk in x.split(CHUNK):
-        observed = chunk[~chunk.isnan()] if chunk.is_floating_point() else chunk
+        has_missing = chunk.is_floating_point() and bool(chunk.sum().isnan())  # also of inf - inf: then the costlier way, and as good
+        observed = chunk[~chunk.isnan()] if has_missing else chunk
         if observed.numel():
             low, high = min(low, observed.min().item()), max(high, observed.max().item())
             is_integer = is_integer and (not observed.is_floating_point() or bool((observed == observed.floor()).all()))
