@@ -134,7 +134,7 @@ def dense(train: np.ndarray, test: np.ndarray, latent_dim: int, floor: float = 0
 def test_held_out_likelihoods_are_those_of_dense_gaussians() -> None:
     x = known(3, dim=8)
     found = held_out_log_probs(spectrum_of(x[:300]), torch.tensor(x[300:]))
-    np.testing.assert_allclose(found, [dense(x[:300], x[300:], latent_dim) for latent_dim in range(1, 8)], atol=1e-10)
+    np.testing.assert_allclose(found, [dense(x[:300], x[300:], latent_dim) for latent_dim in range(1, 8)], rtol=0, atol=1e-10)
 
 
 def test_held_out_likelihoods_are_those_of_the_models() -> None:
@@ -253,6 +253,23 @@ def test_loadings_are_drawn_as_images_or_lines(shape: tuple[int, ...] | None) ->
     found = np.asarray(image.get_array())[height + 1 : 2 * height - 1, 2 * width + 1 : 3 * width - 1]  # the thirteenth
     expected = (weight[:, 12] / weight[:, 12].abs().max()).reshape(shape).mean(0)
     np.testing.assert_allclose(found, expected)
+
+
+@pytest.mark.parametrize("shape", [None, (1, 3, 4)])
+def test_the_components_of_a_mixture_are_drawn_heaviest_first(shape: tuple[int, ...] | None) -> None:
+    """Grey levels run over [0, 1], which the data do not leave."""
+    means, weights = torch.rand(3, 12, generator=torch.Generator().manual_seed(0)), torch.tensor([0.2, 0.5, 0.3])
+    left, right, *_ = component_plots.mixture(means, weights, shape, torch.rand(5, 12)).axes
+    np.testing.assert_allclose([bar.get_height() for bar in right.patches], [0.5, 0.3, 0.2], rtol=1e-6)
+    (image,) = left.images
+    pixels = np.asarray(image.get_array())
+    found = pixels if shape is None else np.stack([pixels[1:4, 1 + 5 * k : 5 + 5 * k, 0].ravel() for k in range(3)])
+    np.testing.assert_allclose(found, means[[1, 2, 0]], rtol=1e-6)
+
+
+def test_one_component_has_no_weights_to_draw() -> None:
+    (axes,) = component_plots.mixture(torch.rand(1, 12), torch.ones(1), (1, 3, 4), torch.rand(5, 12)).axes
+    assert axes.get_title("left") == "Mean"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 from lightning.pytorch import Trainer
 from PIL import Image
 from scipy import stats
@@ -22,9 +20,9 @@ from scipy.special import logsumexp
 from torch import Tensor
 from torch.distributions import OneHotCategorical
 
+import commands
 import lowerbound
 from lowerbound import em_plots
-from lowerbound.cli import main
 from lowerbound.codes import LabelledCodes, knn_accuracy
 from lowerbound.data import InMemory
 from lowerbound.em import EMFit
@@ -372,19 +370,10 @@ SWEEPS = {
 }
 
 
-def command(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> int:
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["lowerbound-train", *overrides, "~callbacks.pictures"])
-    try:
-        return main()
-    finally:
-        GlobalHydra.instance().clear()
-
-
 @pytest.mark.parametrize("name", SINGLE)
 def test_an_idea_is_one_command(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     picture, options = SINGLE[name]
-    assert command(tmp_path, monkeypatch, f"experiment={name}", *options) == 0
+    assert commands.train(tmp_path, monkeypatch, f"experiment={name}", *options, "~callbacks.pictures") == 0
     (folder,) = (tmp_path / "outputs" / name).iterdir()
     numbers = {key: value for key, value in json.loads((folder / "results.json").read_text()).items() if key.startswith("study/")}
     assert numbers
@@ -399,7 +388,7 @@ def test_an_idea_that_compares_is_one_command(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     swept, picture, options = SWEEPS[name]
-    assert command(tmp_path, monkeypatch, f"experiment={name}", swept, *options) == 0
+    assert commands.train(tmp_path, monkeypatch, f"experiment={name}", swept, *options, "~callbacks.pictures") == 0
     (folder,) = (tmp_path / "outputs" / name).iterdir()
     runs = [path for path in folder.iterdir() if path.is_dir()]
     assert len(runs) == 2

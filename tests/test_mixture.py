@@ -104,7 +104,7 @@ def climb(model: LatentVariableModel, x: Tensor, steps: int) -> np.ndarray:
 def assert_alike(model: LatentVariableModel, expected: Mixture, tolerance: float) -> None:
     found = mixture_oracles.of(model)
     for name in ("weights", "means", "covariances"):
-        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=0, atol=tolerance, err_msg=name)
 
 
 # log p(x) by enumeration (laws 1, 3, 11)
@@ -116,9 +116,9 @@ def test_log_p_is_the_sum_over_components(kind: str, holes: bool) -> None:
     model = build(kind)
     x = with_holes(rows(kind, 12)) if holes else rows(kind, 12)
     expected = logsumexp(log_joint(model, x), axis=1)
-    np.testing.assert_allclose(model.log_prob(x).detach().numpy(), expected, atol=1e-8 if holes else ALGEBRA)
+    np.testing.assert_allclose(model.log_prob(x).detach().numpy(), expected, rtol=0, atol=1e-8 if holes else ALGEBRA)
     responsibilities = np.exp(log_joint(model, x) - expected[:, None])
-    np.testing.assert_allclose(model.posterior(x).mean.detach().numpy(), responsibilities, atol=1e-8 if holes else ALGEBRA)
+    np.testing.assert_allclose(model.posterior(x).mean.detach().numpy(), responsibilities, rtol=0, atol=1e-8 if holes else ALGEBRA)
 
 
 @models
@@ -199,8 +199,8 @@ def test_kl_and_reconstruction_are_their_definitions(kind: str) -> None:
     joint = log_joint(model, x)
     r = np.exp(joint - logsumexp(joint, axis=1, keepdims=True))
     log_pi = np.log(mixture_oracles.of(model).weights if kind != "bernoulli" else bits_of(model)[0])
-    np.testing.assert_allclose(terms.kl.numpy(), (r * (np.log(r) - log_pi)).sum(1), atol=ALGEBRA)
-    np.testing.assert_allclose(terms.reconstruction.detach().numpy(), (r * (joint - log_pi)).sum(1), atol=1e-9)
+    np.testing.assert_allclose(terms.kl.numpy(), (r * (np.log(r) - log_pi)).sum(1), rtol=0, atol=ALGEBRA)
+    np.testing.assert_allclose(terms.reconstruction.detach().numpy(), (r * (joint - log_pi)).sum(1), rtol=0, atol=1e-9)
     generic = kl_divergence(OneHotCategorical(logits=q.logits), OneHotCategorical(logits=model.prior.logits))
     torch.testing.assert_close(terms.kl, generic.detach(), atol=ALGEBRA, rtol=0)
     analytic = ELBO(kl="analytic", reconstruction="analytic")(model, x, Step())
@@ -269,11 +269,11 @@ def test_em_takes_the_steps_of_scikit_learn(kind: str, theirs: str) -> None:
         reference.fit(x.numpy())
     values = climb(model, x, steps)
     assert values[-1] == pytest.approx(reference.score(x.numpy()), abs=1e-8)
-    np.testing.assert_allclose(model.likelihood.mean.detach().numpy(), reference.means_, atol=1e-8)
-    np.testing.assert_allclose(mixture_oracles.of(model).weights, reference.weights_, atol=1e-8)
+    np.testing.assert_allclose(model.likelihood.mean.detach().numpy(), reference.means_, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(mixture_oracles.of(model).weights, reference.weights_, rtol=0, atol=1e-8)
     for covariance, k in zip(mixture_oracles.of(model).covariances, range(K), strict=True):
         theirs_k = reference.covariances_ if theirs == "tied" else reference.covariances_[k]
-        np.testing.assert_allclose(covariance, theirs_k * np.eye(D) if np.ndim(theirs_k) < 2 else theirs_k, atol=1e-8)
+        np.testing.assert_allclose(covariance, theirs_k * np.eye(D) if np.ndim(theirs_k) < 2 else theirs_k, rtol=0, atol=1e-8)
 
 
 @kinds
@@ -302,8 +302,8 @@ def test_em_for_bits_takes_the_steps_of_the_formulas(pseudo_counts: float, holes
         step(model, x)
         weights, means = mixture_oracles.bernoulli_em_step(weights, means, x.numpy(), pseudo_counts)
     found = bits_of(model)
-    np.testing.assert_allclose(found[0], weights, atol=1e-9)
-    np.testing.assert_allclose(found[1], means, atol=1e-9)
+    np.testing.assert_allclose(found[0], weights, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(found[1], means, rtol=0, atol=1e-9)
     prior = pseudo_counts * np.log(weights).sum() + pseudo_counts / 2 * (np.log(means) + np.log(1 - means)).sum()
     assert prior_of(model) == pytest.approx(prior / len(x), abs=1e-9)
 
@@ -314,7 +314,7 @@ def test_without_pseudo_counts_bits_may_be_certain() -> None:
     model = build("bernoulli", 0.0)
     values = climb(model, x, 10)
     weights, means = bits_of(model)
-    np.testing.assert_allclose(means[:, 0], 1.0, atol=1e-14)
+    np.testing.assert_allclose(means[:, 0], 1.0, rtol=0, atol=1e-14)
     assert np.isfinite(values).all()
     assert weights.sum() == pytest.approx(1.0)
 
@@ -377,7 +377,7 @@ def test_sums_do_not_mind_a_large_mean(kind: str) -> None:
     step(here, x)
     step(there, x + 1e6)
     torch.testing.assert_close(there.likelihood.mean - 1e6, here.likelihood.mean, atol=1e-8, rtol=0)
-    np.testing.assert_allclose(mixture_oracles.of(there).covariances, mixture_oracles.of(here).covariances, atol=1e-7)
+    np.testing.assert_allclose(mixture_oracles.of(there).covariances, mixture_oracles.of(here).covariances, rtol=0, atol=1e-7)
 
 
 # Missing entries (law 9)
@@ -413,9 +413,9 @@ def test_imputation_is_the_conditional_mean_and_deviation(kind: str) -> None:
             means[k], left = known.regressed(row, k)
             variances[k] = np.diag(left)
         middle = r[n] @ means
-        np.testing.assert_allclose(mean[n].detach().numpy(), middle, atol=1e-8)
+        np.testing.assert_allclose(mean[n].detach().numpy(), middle, rtol=0, atol=1e-8)
         deviation = np.sqrt(np.maximum(r[n] @ (variances + means**2) - middle**2, 0))
-        np.testing.assert_allclose(std[n].detach().numpy()[hidden], deviation[hidden], atol=1e-7)
+        np.testing.assert_allclose(std[n].detach().numpy()[hidden], deviation[hidden], rtol=0, atol=1e-7)
         assert (std[n][~torch.from_numpy(hidden)] == 0).all()
 
 
@@ -425,8 +425,8 @@ def test_imputation_of_bits_is_their_probability() -> None:
     expected = np.exp(joint - logsumexp(joint, axis=1, keepdims=True)) @ bits_of(model)[1]
     mean, std = model.impute(x)
     hidden = x.isnan().numpy()
-    np.testing.assert_allclose(mean.detach().numpy()[hidden], expected[hidden], atol=ALGEBRA)
-    np.testing.assert_allclose(std.detach().numpy()[hidden], np.sqrt(expected * (1 - expected))[hidden], atol=1e-9)
+    np.testing.assert_allclose(mean.detach().numpy()[hidden], expected[hidden], rtol=0, atol=ALGEBRA)
+    np.testing.assert_allclose(std.detach().numpy()[hidden], np.sqrt(expected * (1 - expected))[hidden], rtol=0, atol=1e-9)
 
 
 def test_dense_covariances_refuse_missing_entries_beyond_their_means() -> None:
@@ -579,7 +579,7 @@ def test_one_row_of_bits_by_closed_form_and_em_is_their_mean(pseudo_counts: floa
     for solve in (lambda m: m.likelihood.solve(moments_of([x]).spectrum(), m), lambda m: step(m, x)):
         model = build("bernoulli", pseudo_counts, num_components=1)
         solve(model)
-        np.testing.assert_allclose(bits_of(model)[1][0], expected, atol=1e-12)
+        np.testing.assert_allclose(bits_of(model)[1][0], expected, rtol=0, atol=1e-12)
 
 
 def test_a_fit_in_closed_form_is_the_fit_by_em() -> None:

@@ -83,19 +83,23 @@ def mixture(means: Tensor, weights: Tensor, shape: Sequence[int] | None, data: T
     """
     order = weights.argsort(descending=True)
     means, weights = _ready(means[order]), _ready(weights[order])
-    columns = min(len(means), 10)
+    columns, titles = min(len(means), 10), ["Component means, the heaviest first", "Weights"] if len(means) > 1 else ["Mean"]
     if shape is None:
-        figure, (left, right) = make_figure(8.4, 0.2 * min(len(means), 30) + 2.2, "Component means", "Weights")
-        heat = left.imshow(means.numpy(), aspect="auto", cmap="viridis", interpolation="nearest")
-        left.set(xlabel="dimension", ylabel="component, the heaviest first")
+        figure, (left, *others) = make_figure(4.2 * len(titles), 0.2 * min(len(means), 30) + 2.2, *titles)
+        edges = (0.5, means.shape[1] + 0.5, len(means) + 0.5, 0.5)
+        heat = left.imshow(means.numpy(), aspect="auto", cmap="viridis", interpolation="nearest", extent=edges)
+        left.set(xlabel="dimension", ylabel="component")
+        for axis in (left.xaxis, left.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         figure.colorbar(heat, ax=left)
     else:
-        height = 0.75 * -(-len(means) // columns) * shape[1] / shape[2] + 1.2
-        figure, (left, right) = make_figure(1.4 * columns + 1, height, "Component means, the heaviest first", "Weights")
+        height = 0.62 * -(-len(means) // columns) * shape[1] / shape[2]
+        figure, (left, *others) = make_figure(max(0.62 * columns, 3.0) * len(titles), max(height + 0.4, 1.8), *titles)
         show_grid(left, means, shape, columns, limits_from=_ready(data))
-    right.bar(range(1, len(weights) + 1), weights.numpy(), color=BLUE)
-    right.set(xlabel="component", ylabel="weight")
-    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for right in others:
+        right.bar(range(1, len(weights) + 1), weights.numpy(), color=BLUE)
+        right.set(xlabel="component")
+        right.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 

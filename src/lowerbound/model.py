@@ -115,7 +115,8 @@ class LatentVariableModel(nn.Module):
             count, rule = int(x.isnan().sum()), type(self.posterior_rule).__name__
             raise ValueError(
                 f"the data hold {count} NaN, and a model with the posterior {rule} does not marginalise missing entries:\n"
-                "choose network=masked_mlp, whose encoder is told what is missing, or model=ppca, factor_analysis or mixture"
+                "choose model=vae or autoencoder with network=masked_mlp, whose encoder is told what is missing,\n"
+                "or model=pca, ppca, factor_analysis or mixture"
             )
         return self.likelihood.check_data(x)
 
