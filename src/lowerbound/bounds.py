@@ -9,8 +9,10 @@ The trapezoidal rule converges faster than any power of h for smooth integrands 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from math import log
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,23 +29,42 @@ def chunks(total: int, size: int) -> Iterator[int]:
         yield min(size, total - start)
 
 
-@torch.no_grad()
-def importance_weighted_bound(model: LatentVariableModel, x: Tensor, num_samples: int, chunk: int = 100) -> Tensor:
-    """log 1/S sum_s w_s with exactly S samples, float64, nats per datum; `chunk` bounds the memory and nothing else.
+class Weighted(NamedTuple):
+    """Importance-weighted bounds ``[K, N]`` at K numbers of samples, nats per datum, and effective sample sizes ``[K, N]``.
 
-    Args:
-        model: a model with an evidence.
-        x: data ``[N, D]``.
-        num_samples: S.
-        chunk: samples of z held at a time.
-
-    Returns:
-        The bounds ``[N]``.
+    The effective sample size (sum w)^2 / sum w^2 is S where all weights are equal, and 1 where one of them is all: then the bound
+    rests on a single sample, and more of them would raise it.
     """
-    total = x.new_full((len(x),), -torch.inf, dtype=torch.float64)
-    for samples in chunks(num_samples, chunk):
-        total = total.logaddexp(model.log_weight(x, samples).double().logsumexp(0))  # [N]
-    return total - log(num_samples)
+
+    bound: Tensor
+    effective: Tensor
+
+
+@torch.no_grad()
+def importance_weighted_bounds(model: LatentVariableModel, x: Tensor, num_samples: Sequence[int], chunk: int = 100) -> Weighted:
+    """log 1/S sum_s w_s for each S of `num_samples`, in order and in one pass: the first S samples are among those of the next.
+
+    Exactly S samples each; `chunk`, how many are held at a time, bounds the memory and nothing else. Float64.
+
+    Raises:
+        ValueError: the numbers do not increase from at least 1, or the model has no evidence.
+    """
+    if not num_samples or any(not low < high for low, high in pairwise([0, *num_samples])):
+        raise ValueError(f"num_samples={list(num_samples)} must increase, from at least 1")
+    total = square = x.new_full((len(x),), -torch.inf, dtype=torch.float64)
+    found: list[Weighted] = []
+    for before, count in pairwise([0, *num_samples]):
+        for samples in chunks(count - before, chunk):
+            log_weight = model.log_weight(x, samples).double()  # [S, N]
+            total = total.logaddexp(log_weight.logsumexp(0))
+            square = square.logaddexp((2 * log_weight).logsumexp(0))
+        found.append(Weighted(total - log(count), (2 * total - square).exp()))
+    return Weighted(*map(torch.stack, zip(*found, strict=True)))
+
+
+def importance_weighted_bound(model: LatentVariableModel, x: Tensor, num_samples: int, chunk: int = 100) -> Tensor:
+    """log 1/S sum_s w_s ``[N]`` with exactly S samples, float64, nats per datum."""
+    return importance_weighted_bounds(model, x, [num_samples], chunk).bound[0]
 
 
 def latent_grid(latent_dim: int, points: int, limit: float, like: Tensor) -> tuple[Tensor, float]:
