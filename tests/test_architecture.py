@@ -15,7 +15,7 @@ FLOORS = (
     "parts data.batches data.missing data.module",
     "priors likelihoods posteriors linear_gaussian covariances dense_covariances mixture data.images data.tables",
     "model models data.synthetic data.__init__",
-    "objectives bounds annealing metrics starts axes linear_objectives",
+    "objectives bounds annealing aggregate metrics starts axes linear_objectives",
     "fit gradient solve em plots em_plots ladder_plots linear_plots study_plots folder component_plots",
     "callbacks tracking studies amortization decoding maximum_likelihood expectation codes imputing principal stories"
     " identities components",
