@@ -1,4 +1,4 @@
-"""The commands `lowerbound-train` and `lowerbound-ladder`: Hydra, and an answer of at most three lines to what it does not understand."""
+"""The command lines: Hydra, and an answer of at most three lines to what it does not understand."""
 
 from __future__ import annotations
 
@@ -47,8 +47,15 @@ def _climb() -> Callable[[DictConfig], object]:
     return climb_and_tell
 
 
+def _evaluate() -> Callable[[DictConfig], object]:
+    from lowerbound.evaluation import evaluate
+
+    return evaluate
+
+
 TRAIN = Command("lowerbound-train", "config", _train)
 LADDER = Command("lowerbound-ladder", "ladder", _climb)
+EVALUATE = Command("lowerbound-evaluate", "evaluate", _evaluate)
 PROGRAM = TRAIN.name
 
 
@@ -78,6 +85,11 @@ def main(command: Command = TRAIN) -> int:
 def ladder() -> int:
     """Climb the ladder: `main`, and 1 also for what misses its exact answer."""
     return main(LADDER)
+
+
+def evaluate() -> int:
+    """Evaluate fitted models: `main`."""
+    return main(EVALUATE)
 
 
 def conf_folder() -> Path:

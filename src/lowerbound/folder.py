@@ -3,6 +3,7 @@
     config.yaml    the resolved configuration       weights.ckpt   the best weights, by the model's monitor
     last.ckpt      everything, to go on from        metrics.csv    a row for each validation
     results.json   the final numbers                figures/       pictures
+    evaluation.json  the evidence with error bars, if it was asked for
 
 `config.yaml` and `weights.ckpt` are the model; the rest is what was seen on the way.
 """
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 CONFIG, WEIGHTS, LAST, RESULTS, FIGURES = "config.yaml", "weights.ckpt", "last.ckpt", "results.json", "figures"
+EVALUATION = "evaluation.json"
 
 
 def existing(folder: str | Path, name: str) -> Path:

@@ -1,0 +1,151 @@
+"""`lowerbound-evaluate`: what is known of log p(x), by several ways that must agree, from run folders, repeatably."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+import commands
+import lowerbound
+from lowerbound.cli import evaluate
+from lowerbound.evidence import Annealing, Estimate, estimates
+
+SIX = 6.0
+COARSE = Annealing(num_data=100, num_temperatures=100, num_chains=4, leapfrogs=5)
+Evaluate = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small VAE with two latent dimensions, of which the evidence is known by quadrature."""
+    place = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        assert commands.train(place, patch, "latent_dim=2", "trainer.max_epochs=20", "~callbacks.pictures", "name=small") == 0
+    (folder,) = (place / "outputs" / "small").iterdir()
+    return folder
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Evaluate:
+    def called(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["lowerbound-evaluate", *arguments])
+        try:
+            code = evaluate()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            GlobalHydra.instance().clear()
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return called
+
+
+SMALL = (
+    "num_samples=[1,10,100]",
+    "annealing.num_data=50",
+    "annealing.num_temperatures=60",
+    "annealing.num_chains=4",
+    "annealing.leapfrogs=5",
+)
+
+
+def by_quantity(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["quantity"]: row for row in found["evidence"]}
+
+
+def test_a_run_is_evaluated_by_every_way_it_allows(run: Path, command: Evaluate, tmp_path: Path) -> None:
+    code, out, _ = command(f"run={run}", *SMALL)
+    assert code == 0
+    found = json.loads((run / "evaluation.json").read_text())
+    rows = by_quantity(found)
+    assert list(rows) == ["quadrature", "IWAE-1", "IWAE-10", "IWAE-100", "AIS"]
+    values = [rows[name]["mean"] for name in ("IWAE-1", "IWAE-10", "IWAE-100", "quadrature")]
+    assert values == sorted(values)
+    assert rows["IWAE-1"]["mean"] == pytest.approx(json.loads((run / "results.json").read_text())["test/elbo"], abs=1.0)
+    space = found["latent"]
+    parts = space["mutual_information"] + space["total_correlation"] + space["dimension_wise_kl"]
+    assert parts == pytest.approx(space["kl"], abs=1e-9)
+    assert all(f"{row['mean']:.3f}" in out for row in rows.values())
+    assert not list(tmp_path.iterdir()), "nothing is written where the command is called"
+
+
+def test_evaluated_twice_the_numbers_are_the_same(run: Path, command: Evaluate) -> None:
+    def numbers() -> list[tuple[float, float]]:
+        command(f"run={run}", *SMALL)
+        return [(row["mean"], row["standard_error"]) for row in json.loads((run / "evaluation.json").read_text())["evidence"]]
+
+    assert numbers() == numbers()
+
+
+def test_bits_per_dimension_are_those_of_the_original_integers(run: Path, command: Evaluate) -> None:
+    """x = (v + u) / 17: 64 log 17 nats, which is log2 17 bits for each dimension."""
+    command(f"run={run}", *SMALL)
+    row = by_quantity(json.loads((run / "evaluation.json").read_text()))["quadrature"]
+    log_2, log_17 = torch.tensor([2.0, 17.0]).double().log().tolist()
+    assert row["bits_per_dimension"] == pytest.approx((-row["mean"] / 64 + log_17) / log_2, abs=1e-9)
+
+
+def test_a_folder_without_a_run_is_said_so(command: Evaluate, tmp_path: Path) -> None:
+    code, _, err = command("run=nowhere")
+    assert code == 2
+    assert "run=nowhere: there is no finished run" in err
+
+
+def test_the_runs_of_a_sweep_are_all_evaluated(run: Path, command: Evaluate) -> None:
+    _, out, _ = command(f"run={run.parent.parent}", "num_samples=[1]", "annealing.num_data=0", "num_data=20")
+    assert str(run) in out
+    assert "AIS" not in out
+
+
+def known(model: lowerbound.LatentVariableModel, x: torch.Tensor) -> dict[str, Estimate]:
+    return {one.quantity: one for one in estimates(model, x, [1, 100], COARSE)}
+
+
+def test_a_linear_model_has_its_evidence_beside_its_bounds() -> None:
+    """Weights drawn at random: the posterior is a bad one, and every bound lies below what is exact."""
+    torch.manual_seed(0)
+    model = lowerbound.linear_vae(6, 3)
+    x = model.sample(100, noise=True).detach()
+    found = known(model, x)
+    assert list(found) == ["exact", "IWAE-1", "IWAE-100", "AIS"]
+    assert found["IWAE-1"].mean < found["IWAE-100"].mean < found["exact"].mean + 0.05
+    assert found["AIS"].mean < found["exact"].mean + 0.05
+    assert found["AIS"].mean == pytest.approx(found["exact"].mean, abs=0.5)
+
+
+def test_few_effective_samples_are_warned_of() -> None:
+    """Weights of a posterior that misses: one sample in a hundred counts."""
+    torch.manual_seed(0)
+    model = lowerbound.linear_vae(6, 3)
+    with torch.no_grad():
+        model.likelihood.weight.mul_(20)
+    found = known(model, model.sample(100, noise=True).detach())
+    assert found["IWAE-100"].warning is not None
+    assert "effective samples" in found["IWAE-100"].warning
+    assert found["IWAE-1"].warning is None
+    assert found["exact"].warning is None
+
+
+def test_an_exact_model_needs_no_bound_and_an_autoencoder_has_none() -> None:
+    x = torch.rand(10, 6)
+    assert list(known(lowerbound.gaussian_mixture(6, 2), x)) == ["exact"]
+    assert list(known(lowerbound.autoencoder(6, 2), x)) == []
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [("num_samples=[10,1]", "must increase"), ("annealing.leapfrogs=0", "annealing.leapfrogs"), ("num_codes=0", "num_codes")],
+)
+def test_options_out_of_range_are_named(run: Path, command: Evaluate, argument: str, words: str) -> None:
+    code, _, err = command(f"run={run}", *SMALL, argument, "num_data=20")
+    assert code == 2
+    assert words in err
