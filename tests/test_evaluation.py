@@ -71,6 +71,9 @@ def test_a_run_is_evaluated_by_every_way_it_allows(run: Path, command: Evaluate,
     values = [rows[name]["mean"] for name in ("IWAE-1", "IWAE-10", "IWAE-100", "quadrature")]
     assert values == sorted(values)
     assert rows["IWAE-1"]["mean"] == pytest.approx(json.loads((run / "results.json").read_text())["test/elbo"], abs=1.0)
+    simulated = found["simulated"]
+    assert simulated["gap"] == pytest.approx(simulated["above"] - simulated["below"])
+    assert simulated["gap"] > -SIX * simulated["standard_error"]
     space = found["latent"]
     parts = space["mutual_information"] + space["total_correlation"] + space["dimension_wise_kl"]
     assert parts == pytest.approx(space["kl"], abs=1e-9)

@@ -21,7 +21,7 @@ from lowerbound import folder as files
 from lowerbound.aggregate import Decomposition, active_units, decomposed_kl
 from lowerbound.data.module import TensorDataModule
 from lowerbound.errors import whole
-from lowerbound.evidence import Annealing, Estimate, estimates
+from lowerbound.evidence import Annealing, Estimate, estimates, is_annealed, sandwich
 from lowerbound.instantiate import instantiate
 from lowerbound.ladder_rows import markdown
 from lowerbound.model import LatentVariableModel
@@ -45,6 +45,7 @@ def evaluate(config: DictConfig) -> None:
         x = test_rows(run)[: whole(config.num_data, "num_data") if config.num_data is not None else None]
         known = list(estimates(run.model, x, list(config.num_samples), annealing))
         found = {"evidence": [written(run, x, one) for one in known], "latent": latent(run.model, x, whole(config.num_codes, "num_codes"))}
+        found["simulated"] = sandwich(run.model, annealing)._asdict() if is_annealed(run.model, annealing) else {}
         found |= {"versions": files.versions(), "device": files.device_name(torch.device(config.device)), "git_commit": files.git_commit()}
         (folder / files.EVALUATION).write_text(json.dumps(found, indent=2) + "\n")
         print("\n".join(report(folder, found, known)))
@@ -115,6 +116,10 @@ def report(folder: Path, found: dict[str, Any], known: Sequence[Estimate]) -> It
     else:
         yield "a model with a flat prior has no p(x)"
     yield from (f"warning: {one.warning}" for one in known if one.warning)
+    if simulated := found["simulated"]:
+        yield "annealing both ways on data drawn from the model: {below:.3f} <= log p(x) <= {above:.3f}, ".format(**simulated) + (
+            f"{simulated['gap']:.3f} apart (standard error {simulated['standard_error']:.3f})"
+        )
     if space := found["latent"]:
         yield f"{space['active_units']} of {space['latent_dim']} latent dimensions active; of {space['num_data']} data, nats per datum:"
         parts = " + ".join(f"{name.replace('_', ' ')} {space[name]:.3f}" for name in Decomposition._fields[:3])
