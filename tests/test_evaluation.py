@@ -8,13 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from scipy import stats
 
 import commands
 import lowerbound
+from lowerbound.baselines import Baseline, baselines
 from lowerbound.cli import evaluate
+from lowerbound.data import InMemory
+from lowerbound.data.prepare import Preparation
+from lowerbound.evaluation import verdict
 from lowerbound.evidence import Annealing, Estimate, estimates
 
 SIX = 6.0
@@ -107,6 +113,49 @@ def test_the_runs_of_a_sweep_are_all_evaluated(run: Path, command: Evaluate) -> 
     _, out, _ = command(f"run={run.parent.parent}", "num_samples=[1]", "annealing.num_data=0", "num_data=20")
     assert str(run) in out
     assert "AIS" not in out
+
+
+def test_simple_models_of_the_same_data_stand_beside_it(run: Path, command: Evaluate) -> None:
+    """Twenty epochs of two dimensions and one scale for all pixels lose against a mixture, and are told so."""
+    _, out, _ = command(f"run={run}", "num_samples=[1]", "annealing.num_data=0")
+    found = json.loads((run / "evaluation.json").read_text())
+    rows = {row["quantity"]: row for row in found["baselines"]}
+    assert list(rows) == ["independent Gaussians", "probabilistic PCA, L = 2", "mixture of 20 Gaussians"]
+    assert rows["probabilistic PCA, L = 2"]["mean"] < rows["independent Gaussians"]["mean"] < rows["mixture of 20 Gaussians"]["mean"]
+    assert "BELOW the best simple model, mixture of 20 Gaussians" in found["verdict"]
+    assert found["verdict"] in out
+
+
+@pytest.mark.parametrize("is_discrete", [True, False])
+def test_simple_models_are_those_of_the_kind_of_data(is_discrete: bool) -> None:
+    """Their means over test rows, against the frequencies and the variances of the training rows."""
+    rng = np.random.default_rng(0)
+    x = rng.random((400, 5)) * [1, 2, 3, 4, 5]
+    x = (x > 0.7).astype(np.float64) if is_discrete else x
+    data = InMemory(x, prepare=Preparation(levels=2, scale=False)) if is_discrete else InMemory(x)
+    data.setup()
+    train, test = data.part("train").x.double().numpy(), data.part("test").x
+    first, *others = baselines(data, test, 2, is_discrete)
+    if is_discrete:
+        chance = (train.sum(0) + 0.5) / (len(train) + 1)  # one pseudo-count
+        expected = stats.bernoulli(chance).logpmf(test.numpy()).sum(1)
+    else:
+        expected = stats.norm(train.mean(0), train.std(0)).logpdf(test.numpy()).sum(1)
+    assert first.estimate.mean == pytest.approx(expected.mean(), abs=1e-6)
+    assert first.estimate.standard_error == pytest.approx(expected.std(ddof=1) / len(test) ** 0.5, abs=1e-6)
+    assert len(others) == (1 if is_discrete else 2)
+
+
+def estimate(quantity: str, mean: float, num_data: int = 100) -> Estimate:
+    return Estimate(quantity, False, mean, 0.1, num_data, None, 0.0)
+
+
+def test_the_verdict_is_of_the_tightest_bound_of_all_rows_and_of_sound_rivals() -> None:
+    known = [estimate("IWAE-1", -5.0), estimate("IWAE-100", -4.0), estimate("AIS", -1.0, 20)]
+    rivals = [Baseline(estimate("PPCA", -6.0), None), Baseline(estimate("mixture", 3.0), "at its floor")]
+    assert verdict(known, rivals) == "IWAE-100 lies 2.000 nats above the best simple model, PPCA"
+    assert verdict(known, rivals[1:]) is None
+    assert verdict([], rivals) is None
 
 
 def known(model: lowerbound.LatentVariableModel, x: torch.Tensor) -> dict[str, Estimate]:

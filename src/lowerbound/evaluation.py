@@ -18,12 +18,15 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
 from lowerbound import folder as files
-from lowerbound.aggregate import Decomposition, active_units, decomposed_kl
+from lowerbound.aggregate import active_units, decomposed_kl
+from lowerbound.baselines import Baseline, baselines
 from lowerbound.data.module import TensorDataModule
 from lowerbound.errors import whole
 from lowerbound.evidence import Annealing, Estimate, estimates, is_annealed, sandwich
 from lowerbound.instantiate import instantiate
 from lowerbound.ladder_rows import markdown
+from lowerbound.likelihoods import Bernoulli
+from lowerbound.mixture import BernoulliComponents
 from lowerbound.model import LatentVariableModel
 from lowerbound.priors import OneHot
 from lowerbound.randomness import own_generators
@@ -42,9 +45,16 @@ def evaluate(config: DictConfig) -> None:
     for folder in run_folders(config.run):
         run = load(folder)
         run.model.to(torch.device(config.device))
-        x = test_rows(run)[: whole(config.num_data, "num_data") if config.num_data is not None else None]
+        data = data_of(run)
+        x = data.part("test").x[: whole(config.num_data, "num_data") if config.num_data is not None else None]
         known = list(estimates(run.model, x, list(config.num_samples), annealing))
-        found = {"evidence": [written(run, x, one) for one in known], "latent": latent(run.model, x, whole(config.num_codes, "num_codes"))}
+        others = beside(run, data, x) if config.baselines else []
+        found: dict[str, Any] = {
+            "evidence": [written(run, x, one) for one in known],
+            "latent": latent(run.model, x, whole(config.num_codes, "num_codes")),
+        }
+        found["baselines"] = [written(run, x, one.estimate) | {"floored": one.floored} for one in others]
+        found["verdict"] = verdict(known, others)
         found["simulated"] = sandwich(run.model, annealing)._asdict() if is_annealed(run.model, annealing) else {}
         found |= {"versions": files.versions(), "device": files.device_name(torch.device(config.device)), "git_commit": files.git_commit()}
         (folder / files.EVALUATION).write_text(json.dumps(found, indent=2) + "\n")
@@ -70,17 +80,37 @@ def _inside(folder: Path) -> list[Path]:
     raise ValueError(f"run={folder}: there is no finished run ({files.WEIGHTS}) in it. A run folder looks like outputs/<name>/<date_time>.")
 
 
-def test_rows(run: Loaded) -> Tensor:
-    """The test rows ``[N, D]`` as the run prepared them.
+def data_of(run: Loaded) -> TensorDataModule:
+    """The data of a run, prepared as they were there.
 
     Raises:
-        ValueError: the run's data do not say how they are split and prepared.
+        ValueError: they are of the user's own kind, and do not say how they are split and prepared.
     """
     data = instantiate(run.config.data)
     if not isinstance(data, TensorDataModule) or run.prepare is None:
         raise ValueError(f"data={type(data).__name__} is no data module of this package, and has no test rows to evaluate on")
     data.load_state_dict({"prepare": dict(run.prepare.state_dict())})
-    return data.part("test").x
+    return data
+
+
+def beside(run: Loaded, data: TensorDataModule, x: Tensor) -> list[Baseline]:
+    """The simple models of the same data, if the model's likelihood is one of such data: else the two do not compare."""
+    is_discrete = data.prepare.is_discrete
+    if not run.model.is_bounded or isinstance(run.model.likelihood, (Bernoulli, BernoulliComponents)) != is_discrete:
+        return []
+    return list(baselines(data, x, run.model.latent_dim, is_discrete))
+
+
+def verdict(known: Sequence[Estimate], others: Sequence[Baseline]) -> str | None:
+    """Whether the best that is known of log p(x) of all rows is above the best of the simple models, and by how much."""
+    sound = [other.estimate for other in others if other.floored is None]
+    own = [one for one in known if one.num_data == max(one.num_data for one in known)]
+    if not own or not sound:
+        return None
+    best, rival = max(own, key=lambda one: one.mean), max(sound, key=lambda one: one.mean)
+    gain = best.mean - rival.mean
+    side = "above" if gain > 0 else "BELOW"
+    return f"{best.quantity} lies {abs(gain):.3f} nats {side} the best simple model, {rival.quantity}"
 
 
 def written(run: Loaded, x: Tensor, one: Estimate) -> dict[str, Any]:
@@ -110,29 +140,31 @@ def report(folder: Path, found: dict[str, Any], known: Sequence[Estimate]) -> It
     """The tables in Markdown, and the warnings."""
     yield f"\n{folder}"
     if known:
-        yield from markdown(
-            HEADINGS, [_cells(one, row["bits_per_dimension"]) for one, row in zip(known, found["evidence"], strict=True)], (0,)
-        )
+        yield from markdown(HEADINGS, [_cells(row) for row in found["evidence"] + found["baselines"]], (0,))
     else:
         yield "a model with a flat prior has no p(x)"
     yield from (f"warning: {one.warning}" for one in known if one.warning)
+    yield from (f"{row['quantity']}: {row['floored']}" for row in found["baselines"] if row["floored"])
+    yield from [found["verdict"]] if found["verdict"] else []
     if simulated := found["simulated"]:
         yield "annealing both ways on data drawn from the model: {below:.3f} <= log p(x) <= {above:.3f}, ".format(**simulated) + (
             f"{simulated['gap']:.3f} apart (standard error {simulated['standard_error']:.3f})"
         )
     if space := found["latent"]:
         yield f"{space['active_units']} of {space['latent_dim']} latent dimensions active; of {space['num_data']} data, nats per datum:"
-        parts = " + ".join(f"{name.replace('_', ' ')} {space[name]:.3f}" for name in Decomposition._fields[:3])
-        yield f"KL {space['kl']:.3f} = {parts}"
+        yield "KL {kl:.3f} = mutual information {mutual_information:.3f} + total correlation {total_correlation:.3f} + ".format(**space) + (
+            f"dimension-wise KL {space['dimension_wise_kl']:.3f}"
+        )
 
 
-def _cells(one: Estimate, bits: float | None) -> list[str]:
+def _cells(row: dict[str, Any]) -> list[str]:
+    bits, effective = row["bits_per_dimension"], row["effective"]
     return [
-        one.quantity,
-        f"{'≥ ' if one.is_bound else ''}{one.mean:.3f}",
-        f"{one.standard_error:.3f}",
+        row["quantity"],
+        f"{'≥ ' if row['is_bound'] else ''}{row['mean']:.3f}",
+        f"{row['standard_error']:.3f}",
         "" if bits is None else f"{bits:.4f}",
-        f"{one.num_data:,}",
-        "" if one.effective is None else f"{one.effective:.1f}",
-        f"{one.seconds:.1f}",
+        f"{row['num_data']:,}",
+        "" if effective is None else f"{effective:.1f}",
+        f"{row['seconds']:.1f}",
     ]

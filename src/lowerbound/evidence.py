@@ -94,6 +94,12 @@ def closed_ways(model: LatentVariableModel) -> dict[str, Callable[[Tensor], Tens
     return {}
 
 
+@torch.no_grad()
+def exact_estimate(name: str, model: LatentVariableModel, x: Tensor) -> Estimate:
+    """log p(x) of x ``[N, D]`` under a model with an exact posterior."""
+    return _of(name, False, *_timed(model.log_prob, x.to(next(model.parameters()))))
+
+
 def importance_weighted(model: LatentVariableModel, x: Tensor, num_samples: Sequence[int]) -> Iterator[Estimate]:
     """The bounds at all numbers of samples, in one pass, of which each has the seconds."""
     started = perf_counter()
