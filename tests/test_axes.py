@@ -200,3 +200,10 @@ def test_who_has_an_encoder_of_its_own() -> None:
     assert encoder_of(lowerbound.linear_vae(DIM, LATENT)) is not None
     for model in (lowerbound.pca(DIM, LATENT), lowerbound.ppca(DIM, LATENT), lowerbound.linear_autoencoder(DIM, LATENT, tied=True)):
         assert encoder_of(model) is None
+
+
+def test_missing_entries_have_no_canonical_axes() -> None:
+    x = rows().clone()
+    x[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="missing entries"):
+        canonical(lowerbound.pca(x.shape[1], 2), x)

@@ -368,3 +368,13 @@ def test_the_inverse_of_an_observed_block_is_zero_elsewhere() -> None:
     assert (precision[missing] == 0).all()
     assert (precision[:, missing] == 0).all()
     assert log_det.item() == pytest.approx(torch.logdet(block).item(), abs=ALGEBRA)
+
+
+def test_a_small_responsibility_counts_where_most_are_none() -> None:
+    """Of 12 components a datum belongs to one, and by 1e-9 to another that nearly nothing else belongs to."""
+    x, count = random(40, 6), 12
+    r = torch.zeros(40, count, dtype=torch.float64)
+    r[torch.arange(40), torch.arange(40) % 10] = 1.0
+    r[:, 11] = 1e-9
+    second = Full(count, 6).statistics(x, torch.zeros(count, 6).double(), r)["second"]
+    torch.testing.assert_close(second, torch.einsum("nk,nd,ne->kde", r, x, x), rtol=1e-12, atol=1e-20)

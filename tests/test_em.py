@@ -347,13 +347,18 @@ def test_sampling_never_ends_by_the_tolerance() -> None:
 
 @pytest.mark.parametrize("kind", ["ppca", "factor_analysis", "pca"])
 @pytest.mark.parametrize("count", [1, 2])
-def test_few_rows_have_an_answer(kind: str, count: int) -> None:
+def test_too_few_rows_are_refused(kind: str, count: int) -> None:
     x = toy(count)
+    with pytest.raises(ValueError, match=f"latent_dim={L} must be lower"):
+        trainer(max_epochs=5).fit(EMFit(model_of(kind)), loader(x), loader(toy(5)))
+
+
+@pytest.mark.parametrize("kind", ["ppca", "factor_analysis"])
+def test_hardly_more_rows_than_latents_end_at_the_floor(kind: str) -> None:
     fit, runner = EMFit(model_of(kind)), trainer(max_epochs=5)
-    runner.fit(fit, loader(x), loader(toy(5)))
+    runner.fit(fit, loader(toy(L + 1)), loader(toy(5)))
     assert runner.callback_metrics[fit.monitor].isfinite()
-    if kind != "pca":
-        assert "ended at the floor noise.min_scale=0.001" in (fit.model.likelihood.floored() or "")
+    assert "ended at the floor noise.min_scale=0.001" in (fit.model.likelihood.floored() or "")
 
 
 @pytest.mark.parametrize("kind", ["ppca", "factor_analysis", "pca"])
@@ -424,3 +429,83 @@ def test_a_posterior_that_is_no_e_step_is_refused() -> None:
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EMFit(model_of(), **options)
+
+
+def test_a_run_that_ends_before_its_tolerance_says_so() -> None:
+    x = np.random.default_rng(0).normal(size=(60, 4))
+    for steps, ends in ((1, 0), (400, 1)):
+        fit = EMFit(lowerbound.factor_analysis(4, 2), tolerance=1e-4, steps_per_execution=1)
+        trainer(max_epochs=steps + 1).fit(fit, datamodule=InMemory(x))
+        assert [("fit.tolerance=0.0001" in remark) for remark in fit.remarks] == ([] if ends else [True])
+
+
+@pytest.mark.parametrize("pseudo_counts", [0.0, 3.0])
+def test_stepwise_em_of_a_mixture_weighs_its_prior_against_all_data(pseudo_counts: float) -> None:
+    """Against a loop: the sums stand for all 17 rows, so the pseudo-counts are beside 17, not beside a batch or beside one."""
+    x = toy(17)
+    torch.manual_seed(0)
+    fit = EXACT(lowerbound.gaussian_mixture(D, 2, pseudo_counts=pseudo_counts), update="batch", kappa=0.6, start=None)
+    torch.manual_seed(0)
+    hand = lowerbound.gaussian_mixture(D, 2, pseudo_counts=pseudo_counts)
+    hand.likelihood.count_from(x)
+    trainer(max_epochs=2).fit(fit, loader(x, 5), loader(x))
+    sums: Statistics = {}
+    with torch.no_grad():
+        for t, batch in enumerate([*x.split(5), *x.split(5)]):
+            new, size = {name: total * 17 / len(batch) for name, total in hand.statistics(batch).items()}, (t + 2) ** -0.6
+            sums = {name: (1 - size) * sums[name] + size * total if t else total for name, total in new.items()}
+            hand.maximize(sums)
+    assert fit.model.prior.num_data.item() == pytest.approx(17)
+    for name, parameter in hand.named_parameters():
+        torch.testing.assert_close(dict(fit.model.named_parameters())[name], parameter, atol=1e-10, rtol=0)
+
+
+def test_a_mixture_converges_by_its_objective_and_not_by_log_p_alone() -> None:
+    """log p(X) + log p(parameters) is what ascends; under a strong prior log p alone would end the run elsewhere."""
+    x, tolerance = toy(), 1e-3
+    fits = [lowerbound.gaussian_mixture(D, 2, pseudo_counts=20.0) for _ in range(2)]
+    for model in fits:
+        torch.manual_seed(0)
+        model.initialize(x, len(x))
+    fit, hand = EMFit(fits[0], tolerance=tolerance, start=None), fits[1]
+    trainer(max_epochs=500).fit(fit, loader(x), loader(x))
+    objective, log_p = [], []
+    with torch.no_grad():
+        for _ in range(500):
+            log_p.append(hand.log_prob(x).mean().item())
+            objective.append(log_p[-1] + float(hand.log_prior()))
+            hand.maximize(hand.statistics(x))
+    first = [int((np.abs(np.diff(values)) < tolerance).argmax()) + 2 for values in (objective, log_p)]
+    assert first[0] != first[1]
+    assert fit.clock.now == first[0]
+
+
+class Break(pl.Callback):
+    """An interruption after two batches."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 1:
+            raise RuntimeError("interrupted")
+
+
+@pytest.mark.parametrize(("make", "holes"), [(EXACT, 0.0), (EXACT, 0.3), (ClosedFormFit, 0.0)])
+def test_a_fit_after_an_interrupted_one_forgets_its_rows(make: Any, holes: float) -> None:
+    """What the first fit had added up, of other data, is no part of the second."""
+    x = toy(holes=holes)
+    fresh, again = make(model_of()), make(model_of())
+    with pytest.raises(RuntimeError, match="interrupted"):
+        trainer(callbacks=[Break()]).fit(again, loader(10 * x + 100), loader(x))
+    for fit in (fresh, again):
+        torch.manual_seed(7)
+        trainer().fit(fit, loader(x), loader(x))
+    assert same(fresh.model, again.model)
+
+
+@pytest.mark.parametrize("update", ["epoch", "batch"])
+@pytest.mark.parametrize("kind", ["ppca", "factor_analysis", "pca"])
+def test_a_batch_of_which_nothing_was_observed_moves_no_noise(kind: str, update: str) -> None:
+    x = toy()
+    x[:7] = torch.nan
+    fit, runner = EXACT(model_of(kind), update=update), trainer()
+    runner.fit(fit, loader(x), loader(toy()))
+    assert runner.callback_metrics[fit.monitor].isfinite()

@@ -29,11 +29,12 @@ from lowerbound.cli import main
 from lowerbound.covariances import Diagonal
 from lowerbound.data import Digits, InMemory, Missing, Preparation, Table
 from lowerbound.data.batches import Place, TensorBatches
-from lowerbound.data.missing import as_real
+from lowerbound.data.missing import as_real, never_observed
 from lowerbound.data.source import Source
 from lowerbound.decoding import DeadAreas, DecoderUnits, NoiseScale
 from lowerbound.distributions import DenseNormal, bernoulli, diagonal_normal
 from lowerbound.em import EMFit
+from lowerbound.errors import Remark
 from lowerbound.gradient import GradientFit
 from lowerbound.instantiate import instantiate
 from lowerbound.likelihoods import Bernoulli, FixedNoise, Gaussian
@@ -634,3 +635,25 @@ def test_studies_of_data_with_holes_give_finite_numbers(name: str, tmp_path: Pat
     assert numbers
     assert all(np.isfinite(value) for value in numbers.values()), numbers
     assert numbers.get("study/squared_error", 1.0) > 0
+
+
+def test_what_was_never_observed_is_said() -> None:
+    x = torch.rand(50, 4)
+    assert not list(never_observed(x.split(7)))
+    x[3] = torch.nan
+    (sentence,) = never_observed(x.split(7))
+    assert sentence.startswith("1 of 50 training rows hold no observed entry")
+    x[:, 2] = torch.nan
+    columns, _ = never_observed(x.split(7))
+    assert columns.startswith("column 2 (counted from 0) is never observed")
+
+
+def test_a_fit_says_what_was_never_observed() -> None:
+    x = np.random.default_rng(0).normal(size=(60, 4))
+    x[:, 1] = np.nan
+    fit = lowerbound.EMFit(lowerbound.ppca(4, 2), tolerance=0.1)
+    with pytest.warns(Remark, match="column 1"):
+        Trainer(max_epochs=3, logger=False, enable_checkpointing=False, enable_model_summary=False, **QUIET).fit(
+            fit, datamodule=InMemory(x)
+        )
+    assert any("column 1" in remark for remark in fit.remarks)

@@ -738,3 +738,11 @@ def test_the_prior_counts_once_the_number_of_data_is_known() -> None:
     assert prior_of(model) != 0
     assert model.likelihood.num_data.item() == pytest.approx(30)
     assert (np.diff(climb(model, x, 10)) >= -1e-10).all()
+
+
+def test_gradient_counts_the_prior_of_the_parameters_without_a_start() -> None:
+    x = rows("full")
+    model = build("full", pseudo_counts=5.0)
+    lowerbound.learn(model, lowerbound.GradientFit, x, max_epochs=1, enable_progress_bar=False)
+    assert model.prior.num_data == 42, "of 60 rows, the training part"
+    assert float(model.log_prior()) != 0

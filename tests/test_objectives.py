@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ import oracles
 from lowerbound.distributions import Delta, diagonal_normal
 from lowerbound.likelihoods import Noise, NoisePerDimension, SharedNoise
 from lowerbound.linear_gaussian import LinearGaussian
-from lowerbound.objectives import ELBO
+from lowerbound.objectives import ELBO, LogEvidence, Reconstruction
 from lowerbound.schedules import Step
 
 SIX = 6.0  # standard errors
@@ -123,3 +125,24 @@ def test_a_network_has_no_closed_form() -> None:
 def test_an_unknown_reconstruction_is_refused() -> None:
     with pytest.raises(ValueError, match=r"objective\.reconstruction='exact' is unknown: analytic or sampled"):
         ELBO(reconstruction="exact")
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective"),
+    [
+        ("vae", ELBO()),
+        ("vae", ELBO(kl="sampled")),
+        ("linear_vae", ELBO(reconstruction="analytic")),
+        ("autoencoder", Reconstruction()),
+        ("ppca", LogEvidence()),
+        ("factor_analysis", LogEvidence()),
+        ("gaussian", LogEvidence()),
+    ],
+)
+def test_of_no_rows_there_are_no_terms_and_no_gradient(kind: str, objective: Any) -> None:
+    """The last block of an epoch has none for a rank where fewer rows than ranks remain (`TensorBatches`)."""
+    model = lowerbound.gaussian(6) if kind == "gaussian" else getattr(lowerbound, kind)(6, 2)
+    bound = objective(model, torch.empty(0, 6, dtype=next(model.parameters()).dtype), Step())
+    assert [None if term is None else tuple(term.shape) for term in bound] in ([(0,), (0,), (0,)], [(0,), (0,), None])
+    bound.value.sum().backward()
+    assert all(parameter.grad is None or (parameter.grad == 0).all() for parameter in model.parameters())

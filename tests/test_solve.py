@@ -26,6 +26,7 @@ from lowerbound.fit import Fit
 from lowerbound.gradient import GradientFit
 from lowerbound.model import LatentVariableModel
 from lowerbound.solve import ClosedFormFit
+from lowerbound.statistics import Triangle
 
 D, L = 6, 2
 
@@ -367,3 +368,25 @@ def test_the_memory_of_the_moments_does_not_grow_with_the_rows(tmp_path: Path) -
     table.flush()
     for kind, fit in (("pca", ClosedFormFit), ("factor_analysis", EMFit)):
         assert peak_of(fit(model_of(kind, dim=256)), path) < 240, kind
+
+
+@pytest.mark.parametrize(("count", "route"), [(D, "Triangle"), (D + 1, "Moments")])
+def test_auto_takes_singular_vectors_up_to_as_many_rows_as_dimensions(count: int, route: str) -> None:
+    fit, x = ClosedFormFit(model_of()), toy(count)
+    trainer().fit(fit, loader(x), loader(x))
+    assert fit._kind.__name__ == route
+
+
+def test_ranks_with_different_numbers_of_few_rows_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Factors of 5 and 3 rows of 20 numbers: the shorter one is filled up, and nothing is cut off."""
+    x = torch.randn(8, 20, generator=torch.Generator().manual_seed(0)).double() + 3
+    parts = [Triangle.of(x[:5]), Triangle.of(x[5:])]
+    gathered = {0: lambda _: torch.tensor([5, 3]), 1: lambda _: torch.stack([part.offset for part in parts])}
+    gathered[2] = lambda own: torch.stack([part.padded(len(own)).factor for part in parts])
+    fit = ClosedFormFit(lowerbound.ppca(20, L), "svd")
+    monkeypatch.setattr(fit, "_of_ranks", lambda tensor: gathered[tensor.ndim](tensor))
+    for own in parts:
+        found, alone = fit._all(own), Triangle.of(x)
+        torch.testing.assert_close(found.count, alone.count)
+        torch.testing.assert_close(found.mean, alone.mean, atol=1e-12, rtol=0)
+        torch.testing.assert_close(found.centred.T @ found.centred, alone.centred.T @ alone.centred, atol=1e-10, rtol=0)

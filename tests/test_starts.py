@@ -297,3 +297,31 @@ def test_what_cannot_start_from_pca_says_what_would() -> None:
             FromPCA()(model, x, len(x))
     with pytest.raises(ValueError, match="training rows span"):
         FromPCA()(lowerbound.ppca(DIM, LATENT), x[:3], 3)
+
+
+def test_columns_that_w_z_leaves_nothing_of_start_at_the_floor() -> None:
+    """Their variance less that of W z is below 0 by rounding."""
+    digits = torch.tensor(load_digits().data) / 16
+    model = lowerbound.factor_analysis(64, 10)
+    FromPCA()(model, digits, len(digits))
+    assert model.likelihood.scale.isfinite().all()
+    assert model.likelihood.scale[0].item() == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("kind", ["shared", "per_dimension", "bernoulli"])
+def test_an_autoencoder_with_any_likelihood_starts_as_pca(kind: str) -> None:
+    x = rows()
+    x = (x > x.mean(0)).double() if kind == "bernoulli" else x
+    decoder, noises = partial(MLPDecoder, inputs=LATENT, sizes=[12]), {"shared": SharedNoise, "per_dimension": NoisePerDimension}
+    p = Bernoulli(decoder, LATENT, DIM) if kind == "bernoulli" else Gaussian(decoder, LATENT, DIM, noises[kind](DIM))
+    model = LatentVariableModel(Flat(LATENT), p, Delta(partial(MLP, inputs=DIM, sizes=[12]), LATENT)).double()
+    FromPCA()(model, x, len(x))
+    axes = np.linalg.eigh(np.cov(x.numpy().T, bias=True))[1][:, ::-1][:, :LATENT]
+    centred = (x - x.mean(0)).numpy()
+    np.testing.assert_allclose(np.abs(model.encode(x).detach()), np.abs(centred @ axes), rtol=0, atol=1e-6)
+    if kind != "bernoulli":
+        left = centred - centred @ axes @ axes.T
+        np.testing.assert_allclose(model.reconstruct(x).detach(), x.numpy() - left, rtol=0, atol=1e-6)
+        variance = np.square(left).mean(0)
+        expected = np.sqrt(variance if kind == "per_dimension" else np.full(DIM, variance.mean()))
+        np.testing.assert_allclose(model.likelihood.noise(torch.empty(0)).detach().expand(DIM), expected, rtol=0, atol=1e-6)

@@ -70,7 +70,7 @@ def canonical(model: LatentVariableModel, x: Tensor | None = None) -> LatentVari
     it is. So does the mean of q; its covariance, if q is diagonal, becomes the diagonal of the rotated one, which lowers no ELBO.
 
     Raises:
-        ValueError: the model is not linear, or its prior is flat and x is None.
+        ValueError: the model is not linear, or its prior is flat and x is None or has missing entries.
     """
     model = deepcopy(model)
     weight, _, gain, shift = maps_of(model)
@@ -98,6 +98,8 @@ def _axes_of_data(model: LatentVariableModel, x: Tensor | None) -> tuple[Tensor,
     weight = maps_of(model).weight
     if x is None:
         raise ValueError("canonical: under a flat prior the order of the axes is that of data: give rows x")
+    if x.isnan().any():
+        raise ValueError("canonical: the rows x have missing entries (NaN), and the order of the axes is that of complete data")
     tied = isinstance(model.posterior_rule, Tied)
     basis = weight if tied else torch.linalg.qr(weight).Q  # [D, L]
     _, rotation = eigenvectors(basis.T @ (Moments.of(x.to(weight)).scatter @ basis))

@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from lowerbound.errors import NonFiniteError, near_matches
+from lowerbound.errors import NonFiniteError, Remark, near_matches
 
 USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 _HYDRA_VERSION = "1.3"
@@ -123,9 +123,10 @@ def _task(cfg: DictConfig, command: Command) -> object:
 
 
 def _quieten_lightning() -> None:
-    """Keep Lightning's greetings and advertisements, and its use of what torch deprecates, off the screen."""
+    """Keep Lightning's greetings and advertisements, its use of what torch deprecates, and what is noted at the end, off the screen."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
+    warnings.filterwarnings("ignore", category=Remark)
 
 
 def check_overrides(cfg: DictConfig, command: Command = TRAIN) -> None:

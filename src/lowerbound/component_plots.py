@@ -68,7 +68,7 @@ def recovered_axes(weight: Tensor, axes: Tensor, angles: Tensor, shape: Sequence
 
 
 def loadings(weight: Tensor, shape: Sequence[int] | None) -> Figure:
-    """Columns of W ``[D, L]``: images of `shape` ``[C, H, W]``, or lines over the dimensions."""
+    """Columns of W ``[D, L]``: images of `shape` ``[C, H, W]``, or a row of colours each."""
     columns = min(weight.shape[1], 10)
     height = 0.75 * -(-weight.shape[1] // columns) + 0.4 if shape is not None else 3.2
     figure, (axes,) = make_figure(0.7 * columns + 0.4 if shape is not None else 5.2, height, "Columns of W")
@@ -104,12 +104,16 @@ def mixture(means: Tensor, weights: Tensor, shape: Sequence[int] | None, data: T
 
 
 def _columns(axes: Axes, columns: Tensor, shape: Sequence[int] | None, width: int) -> None:
-    """Directions ``[D, K]``: as images in rows of `width`, blue to red over -1 to 1 of the largest entry, or as lines."""
+    """Directions ``[D, K]``, blue to red over -1 to 1 of the largest entry of each: images in rows of `width`, or a row of colours each."""
+    unit = (columns / columns.abs().amax(0).clamp(min=1e-300)).T  # [K, D]
     if shape is None:
-        axes.plot(columns.numpy(), linewidth=0.9)
-        axes.set(xlabel="dimension")
+        edges = (0.5, len(columns) + 0.5, columns.shape[1] + 0.5, 0.5)
+        axes.imshow(unit.numpy(), cmap=DIVERGING, vmin=-1, vmax=1, interpolation="nearest", aspect="auto", extent=edges)
+        axes.set(xlabel="dimension", ylabel="column")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         return
-    images = (columns / columns.abs().amax(0).clamp(min=1e-300)).T.unflatten(1, tuple(shape)).mean(1)  # [K, H, W]
+    images = unit.unflatten(1, tuple(shape)).mean(1)  # [K, H, W]
     missing = images.new_full((-len(images) % width, *images.shape[1:]), torch.nan)
     padded = torch.nn.functional.pad(torch.cat([images, missing]), (1, 1, 1, 1), value=torch.nan)
     grid = torch.cat([torch.cat(list(row), 1) for row in padded.split(width)])

@@ -33,7 +33,7 @@ ROUNDING = 1e-13  # a variance below this share of the largest is none
 def by_share(spectrum: Spectrum, share: float) -> int:
     """The fewest components whose variances sum to at least `share` of the total."""
     enough = spectrum.explained_ratio.cumsum(0) >= real(share, "share", above=0, below=1)
-    return int(enough.double().argmax()) + 1  # of equals the first
+    return min(int((~enough).sum()), len(enough) - 1) + 1  # all of them, where rounding leaves the sum below 1
 
 
 def log_evidences(spectrum: Spectrum) -> Tensor:
@@ -139,7 +139,7 @@ class NumberOfComponents(Study):
     Held out is the validation part. ``noise_variance`` is the mean variance beyond the number that the evidence chooses.
     """
 
-    name = "number_of_components"
+    name, needs_all_entries = "number_of_components", True
 
     def __init__(self, share: float = 0.9, num_axes: int = 10) -> None:
         self.share = real(share, "share", above=0, below=1)
@@ -168,7 +168,7 @@ class RecoveredAxes(Study):
     summed over x, means over the training data.
     """
 
-    name = "recovered_axes"
+    name, needs_all_entries = "recovered_axes", True
 
     def check(self, model: LatentVariableModel) -> None:
         """Raise ValueError if decoder or encoder is not linear."""

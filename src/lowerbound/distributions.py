@@ -41,6 +41,10 @@ class Factorized(Independent):
         """The same distribution with a larger batch shape."""
         return Factorized(self.base_dist.expand(Size(batch_shape) + self.event_shape))
 
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Nats, summed over the entries of value ``[..., D]``; also of no rows, of which torch's own cannot tell the shape."""
+        return self.base_dist.log_prob(value).sum(-1)  # [...]
+
     def observed_log_prob(self, value: Tensor) -> Tensor:
         """Nats of the observed entries of value ``[..., D]``, summed over them; NaN entries are marginalised out."""
         missing = value.isnan()
@@ -70,7 +74,7 @@ class DenseNormal(MultivariateNormal):
         precision, log_det = observed_precision(self.covariance_matrix, missing)
         error = (value - self.loc).masked_fill(missing, 0.0).unsqueeze(-1)
         square = (error * (precision @ error)).sum((-2, -1))
-        return -(square + log_det + (~missing).sum(-1, dtype=value.dtype) * log(2 * pi)) / 2  # an integer times a float is float32
+        return -(square + log_det + (~missing).sum(-1, dtype=square.dtype) * log(2 * pi)) / 2  # an integer times a float is float32
 
 
 def observed_precision(covariance: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,6 +153,12 @@ def kl_per_dimension(q: Distribution, p: Distribution) -> Tensor:
         names = f"{type(q).__name__} and {type(p).__name__}"
         raise ValueError(f"KL per dimension needs a posterior and a prior that factorise over dimensions, not {names}")
     return kl_divergence(q.base_dist, p.base_dist)
+
+
+@register_kl(Factorized, Factorized)
+def _kl_factorized(q: Factorized, p: Factorized) -> Tensor:
+    """The sum over dimensions."""
+    return kl_divergence(q.base_dist, p.base_dist).sum(-1)
 
 
 @register_kl(MultivariateNormal, Factorized)

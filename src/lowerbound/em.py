@@ -72,6 +72,7 @@ class EMFit(Solving):
         self._terms, self._count = torch.zeros(3, dtype=torch.float64), 0
         self._moments: Moments | None = None
         self._value = -inf
+        self._is_open = False
 
     def check(self) -> None:
         """Refuse a model with parameters that no M-step solves for, or a posterior that is no E-step."""
@@ -107,7 +108,8 @@ class EMFit(Solving):
         parts = isinstance(self.model.likelihood, OnMoments) and isinstance(self.model.posterior_rule, LinearPosterior)
         is_complete = self.rows_per_chunk is not None and self.num_data > 0 and not self.has_missing
         self.is_on_moments = parts and is_complete and not self.num_samples
-        self._moments = None
+        self._moments, self._count = None, 0
+        self._sums = {name: value.to(self.device) for name, value in self._sums.items()}  # a checkpoint is read into host memory
 
     @torch.no_grad()
     def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -157,7 +159,7 @@ class EMFit(Solving):
             self._execute()
             return
         statistics = {name: self.over_ranks(value) for name, value in self._sums.items()}
-        count = self.over_ranks(torch.tensor(float(self._count), device=self.device)).item()
+        count = self.over_ranks(torch.tensor(self._count, dtype=torch.float64, device=self.device)).item()
         means = self.over_ranks(self._terms) / count
         self._count, self._sums = 0, {}
         self.step(lambda: self.model.maximize(statistics))
@@ -186,9 +188,18 @@ class EMFit(Solving):
     def _end_if_converged(self, value: float) -> bool:
         """Whether the step before changed the objective by less than the tolerance; by samples of q it is never sure."""
         gain, self._value = value - self._value, value
-        if abs(gain) < self.tolerance and not self.num_samples:
+        self._is_open = not abs(gain) < self.tolerance
+        if not self._is_open and not self.num_samples:
             self.trainer.should_stop = True
         return self.trainer.should_stop
+
+    def on_train_end(self) -> None:
+        """Say so, if the epochs ended before the tolerance did."""
+        if self._is_open and self.tolerance and not self.num_samples:
+            self._remark(
+                f"EM ended after {self.clock.now} steps, before a step changed the objective by less than "
+                f"fit.tolerance={self.tolerance:g}: give more trainer.max_epochs, or a larger tolerance"
+            )
 
     def _mix(self, x: Tensor) -> None:
         """A step of stepwise EM: the batch's statistics, as if all data were like it, mixed into the old ones."""

@@ -14,6 +14,10 @@ class NonFiniteError(ValueError):
     """A loss became NaN or infinite; the message names the step, the term and the last good checkpoint."""
 
 
+class Remark(UserWarning):
+    """Something about the data or the fit that a reader of the numbers must know; the command line prints it beside them."""
+
+
 def near_matches(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
     """The known dotted names that `name` was probably meant to be, best first.
 

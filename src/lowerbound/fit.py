@@ -19,8 +19,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lowerbound.data.batches import TensorBatches
+from lowerbound.data.missing import never_observed
 from lowerbound.data.module import PARTS, TensorDataModule
-from lowerbound.errors import NonFiniteError
+from lowerbound.errors import NonFiniteError, Remark
 from lowerbound.folder import last_good
 from lowerbound.metrics import BoundMeans, RootMeanSquare, sums
 from lowerbound.model import LatentVariableModel
@@ -95,6 +96,7 @@ class Fit(LightningModule, ABC):
         self.objective = objective or default_objective(model)
         self.clock = Step()
         self.rows_seen = 0
+        self._is_checked = False
         self.remarks: list[str] = []
         self.num_data = 0
         self.has_missing = False
@@ -124,23 +126,31 @@ class Fit(LightningModule, ABC):
                 "set trainer.precision=32-true or 64-true"
             )
         data, self.has_missing = getattr(self.trainer, "datamodule", None), False
+        self._is_checked = isinstance(data, TensorDataModule)
         if isinstance(data, TensorDataModule):
             data.require_rows(self.trainer.world_size)
             for part in PARTS:
                 for x in data.chunks(part):
                     self._check_data(x)
                     self.has_missing |= part == "train" and bool(x.isnan().any())
+            for sentence in never_observed(data.chunks("train")) if self.has_missing else ():
+                self._remark(sentence)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Check the first batch of a loader of the user's, of which nothing else is known, against the model."""
-        if not self.rows_seen and not isinstance(getattr(self.trainer, "datamodule", None), TensorDataModule):
+        if not self._is_checked:
             self._check_data(rows(batch, self.model.data_dim))
+            self._is_checked = True
 
     def _check_data(self, x: Tensor) -> None:
-        remark = self.model.check_data(x)
-        if remark and remark not in self.remarks:
-            self.remarks.append(remark)
-            rank_zero_warn(remark, category=UserWarning)
+        if remark := self.model.check_data(x):
+            self._remark(remark)
+
+    def _remark(self, sentence: str) -> None:
+        """Say it, and keep it for the results; once."""
+        if sentence not in self.remarks:
+            self.remarks.append(sentence)
+            rank_zero_warn(sentence, category=Remark)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what Lightning does not: the optimizer step, the generators, the loader's place, how the data were prepared."""
@@ -163,6 +173,8 @@ class Fit(LightningModule, ABC):
         self.num_data = self.count_data()
         if not self._resumed:
             self._begin()
+        for part in self.model.solvable if self.num_data else ():
+            part.expect_data(self.num_data)
         if isinstance(loader := self.trainer.train_dataloader, TensorBatches) and "loader" in self._resumed:
             loader.load_state_dict(self._resumed["loader"])
         if "generators" in self._resumed:

@@ -42,11 +42,12 @@ class Noise(nn.Module, ABC):
         if self.outputs_per_dim or not self.min_scale:
             return None
         scale = self(torch.empty(0)).detach()  # [] or [D]
-        count = int((scale < 1.05 * self.min_scale).sum())
-        if not count:
+        low = (scale < 1.05 * self.min_scale).flatten().nonzero().flatten().tolist()
+        if not low:
             return None
-        floor = f"noise.min_scale={self.min_scale}"
-        return f"{count} of {scale.numel()} noise scales ended at the floor {floor}: the density is limited by it alone"
+        floor, which = f"noise.min_scale={self.min_scale}", ", ".join(map(str, low[:10])) + (", ..." if len(low) > 10 else "")
+        where = f" (dimensions {which}, counted from 0: constant, or nearly so)" if scale.ndim else ""
+        return f"{len(low)} of {scale.numel()} noise scales ended at the floor {floor}{where}: the density is limited by it alone"
 
 
 def checked_scale(scale: float, min_scale: float) -> float:
@@ -91,7 +92,8 @@ class SharedNoise(Noise):
     @torch.no_grad()
     def maximize(self, squares: Tensor, counts: Tensor) -> None:
         """s^2 = the mean of the squared errors (Bishop 2006, eq. 12.57)."""
-        self.log_scale.copy_(log_above((squares.sum() / counts.sum()).sqrt(), self.min_scale))
+        if (count := counts.sum()) > 0:
+            self.log_scale.copy_(log_above((squares.sum() / count).sqrt(), self.min_scale))
 
 
 class NoisePerDimension(Noise):
@@ -131,13 +133,13 @@ class NetworkNoise(Noise):
 
 def remark_on_bits(x: Tensor, instead: str = "likelihood=bernoulli") -> str | None:
     """A remark on data that are all 0 and 1, to a likelihood with a learnt scale; `instead` is what would fit them."""
-    if ((x != 0) & (x != 1) & ~x.isnan()).any():
+    if ((x != 0) & (x != 1) & ~x.isnan()).any() or not ((x == 0).any() and (x == 1).any()):
         return None
     return f"the data are 0 and 1, which have no density: under a Gaussian likelihood it grows without bound; choose {instead}."
 
 
-def require_unit_interval(x: Tensor) -> str | None:
-    """A remark on grey values, to a likelihood of bits.
+def require_unit_interval(x: Tensor, bits: str = "bernoulli", real: str = "gaussian") -> str | None:
+    """A remark on grey values, to a likelihood of bits; `real` is the choice for real numbers.
 
     Raises:
         ValueError: values outside [0, 1].
@@ -145,13 +147,13 @@ def require_unit_interval(x: Tensor) -> str | None:
     low, high = (value.item() for value in x.nan_to_num(0.5).aminmax())
     if low < 0 or high > 1:
         raise ValueError(
-            f"likelihood=bernoulli cannot have produced data in [{low:.4g}, {high:.4g}]: its values are 0 and 1.\n"
-            "Set data.prepare.binarize=threshold or dynamic (data in [0, 1] first: no standardize), or choose likelihood=gaussian."
+            f"likelihood={bits} cannot have produced data in [{low:.4g}, {high:.4g}]: its values are 0 and 1.\n"
+            f"Set data.prepare.binarize=threshold or dynamic (data in [0, 1] first: no standardize), or choose likelihood={real}."
         )
     if not ((x > 0) & (x < 1)).any():
         return None
     return (
-        "the data are grey values in [0, 1]: under likelihood=bernoulli the number reported is a cross-entropy, not a log-probability "
+        f"the data are grey values in [0, 1]: under likelihood={bits} the number reported is a cross-entropy, not a log-probability "
         "of discrete data. data.prepare.binarize=dynamic data.prepare.dequantize=false makes it one."
     )
 

@@ -140,15 +140,17 @@ class LinearGaussian(Likelihood, OnMoments, ClosedForm):
         """Eq. 12.45 and 12.46; for PCA W = U_L, and z costs nothing: s^2, if it is learnt, is the rest over all D."""
         if not isinstance(self.noise, FixedNoise) and self.noise(self.bias.new_empty(0)).ndim:
             raise ValueError("factor analysis (noise=per_dimension) has no closed form: choose fit=em, or noise=shared")
-        if spectrum.count <= self.latent_dim:
-            rows = int(spectrum.count)
-            raise ValueError(f"{rows} training rows span at most {rows - 1} directions: latent_dim={self.latent_dim} must be lower")
+        self._require_rows(int(spectrum.count))
         axes, variances = spectrum.axes[:, : self.latent_dim], spectrum.variances[: self.latent_dim]
         is_proper = model.prior.is_proper
         residual = spectrum.residual(self.latent_dim) * (1.0 if is_proper else 1 - self.latent_dim / self.data_dim)
         self.noise.maximize(residual, torch.ones_like(residual))
         self.weight.copy_(axes * (variances - self.scale[0].square()).clamp(min=0).sqrt() if is_proper else axes)
         self.bias.copy_(spectrum.mean)
+
+    def _require_rows(self, count: int) -> None:
+        if count <= self.latent_dim:
+            raise ValueError(f"{count} training rows span at most {count - 1} directions: latent_dim={self.latent_dim} must be lower")
 
     def count_from(self, x: Tensor) -> None:
         """Count from the mean of x ``[n, D]``, and from 0 where a dimension of it is not observed."""
@@ -157,6 +159,7 @@ class LinearGaussian(Likelihood, OnMoments, ClosedForm):
     @torch.no_grad()
     def initialize(self, x: Tensor, num_data: int) -> None:
         """b = the mean, W random with a half of each variance, s^2 the other half; of a dimension not observed, b = 0 and W = 0."""
+        self._require_rows(num_data)
         self.count_from(x)
         self.bias.copy_(self.offset)
         half = (x - self.bias).square().nanmean(0) / 2  # [D]

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, OneHotCategorical, register_kl
+from torch.distributions import Categorical, Distribution, OneHotCategorical, register_kl
 from torch.nn.functional import logsigmoid, softplus
 
 from lowerbound.covariances import Covariance, like, positive, squared
@@ -48,7 +48,8 @@ class Responsibilities(OneHotCategorical):
     """gamma(z) from log p(x, z) ``[N, K]``, with the log p(x) ``[N]`` that normalises it."""
 
     def __init__(self, log_joint: Tensor) -> None:
-        super().__init__(logits=log_joint, validate_args=False)  # log p(x, z) - log p(x)
+        self._categorical = Categorical(logits=log_joint, validate_args=False)  # which torch's own constructor would validate
+        Distribution.__init__(self, log_joint.shape[:-1], log_joint.shape[-1:], validate_args=False)
         likeliest = log_joint.argmax(-1, keepdim=True)
         self.log_evidence = (log_joint.gather(-1, likeliest) - self.logits.gather(-1, likeliest)).squeeze(-1)
 
@@ -103,6 +104,10 @@ class Components(Likelihood, Solvable, ClosedForm, ABC):
     def expected_log_prob(self, x: Tensor, q: Distribution) -> Tensor:
         """sum_k gamma(z_k) log p(x | z_k = 1), ``[N]``."""
         return (q.mean * self.log_densities(x)).sum(-1)
+
+    def expect_data(self, count: int) -> None:
+        """That the pseudo-counts stand beside."""
+        self.num_data.fill_(count)
 
     def _count(self, statistics: Statistics) -> None:
         """How many data the pseudo-counts stand beside."""
@@ -287,7 +292,7 @@ class BernoulliComponents(Components):
 
     def check_data(self, x: Tensor) -> str | None:
         """Refuse values outside [0, 1]; remark on grey ones."""
-        return require_unit_interval(x)
+        return require_unit_interval(x, "bernoulli_components", "gaussian_components")
 
 
 def _logit(probability: Tensor) -> Tensor:

@@ -121,7 +121,13 @@ class LatentVariableModel(nn.Module):
         return self.likelihood.check_data(x)
 
     def posterior(self, x: Tensor) -> Distribution:
-        """q(z | x) for x ``[N, D]``, event ``[L]``; x is taken in the precision of the parameters."""
+        """q(z | x) for x ``[N, D]``, event ``[L]``; x is taken in the precision of the parameters.
+
+        Raises:
+            ValueError: x holds no rows of D numbers.
+        """
+        if x.ndim < 2 or x.shape[-1] != self.data_dim:
+            raise ValueError(f"x of shape {list(x.shape)} holds no rows [N, {self.data_dim}] of this model's data")
         return self.posterior_rule(x.to(next((p.dtype for p in self.parameters()), x.dtype)), self)
 
     def draw(self, x: Tensor, num_samples: int = 1) -> Draw:
@@ -153,8 +159,10 @@ class LatentVariableModel(nn.Module):
         """log p(x) of the observed entries, ``[N]``, where the posterior is exact.
 
         Raises:
-            ValueError: it is not; the message names what bounds log p(x).
+            ValueError: it is not, and the message names what bounds log p(x); or x is infinite, or holds no rows of D numbers.
         """
+        if x.isinf().any():
+            raise ValueError(f"x holds {int(x.isinf().sum())} infinite values, which have no density; what was not observed is NaN")
         return self.posterior_rule.log_evidence(x, self, self.posterior(x))
 
     def statistics(self, x: Tensor, q: Distribution | None = None) -> Statistics:
@@ -181,6 +189,7 @@ class LatentVariableModel(nn.Module):
         """The parts that learn by solving."""
         return [part for part in (self.prior, self.likelihood) if isinstance(part, Solvable)]
 
+    @torch.no_grad()
     def impute(self, x: Tensor) -> Predicted:
         """The missing (NaN) entries of x ``[N, D]`` given the observed ones: E[x_missing | x_observed] and its standard deviation.
 
@@ -203,6 +212,7 @@ class LatentVariableModel(nn.Module):
         """The mean of p(x | z) at the mean of q(z | x), ``[N, D]``."""
         return self.likelihood(self.encode(x)).mean
 
+    @torch.no_grad()
     def sample(self, num_data: int, noise: bool = False) -> Tensor:
         """Draws from the model ``[N, D]``: z ~ p(z), then the mean of p(x | z), or a draw from it if `noise`.
 

@@ -49,6 +49,10 @@ class Solvable(ABC):
         """Take sums of deviations from the mean of rows x ``[n, D]``, where a part takes any: a large mean would cost digits."""
         return
 
+    def expect_data(self, count: int) -> None:
+        """Take the number of training data, beside which a prior of the parameters stands; nothing where there is none."""
+        return
+
     def log_prior(self) -> Tensor | float:
         """log p(parameters) / N up to a constant, in nats per training datum; 0 where the parameters have no prior."""
         return 0.0

@@ -77,6 +77,10 @@ class OneHot(Prior, Solvable):
         self.num_data.fill_(num_data)
         self.logits.zero_()
 
+    def expect_data(self, count: int) -> None:
+        """That the pseudo-counts stand beside."""
+        self.num_data.fill_(count)
+
     def statistics(self, x: Tensor, q: Distribution) -> Statistics:
         """N_k = sum_n gamma(z_nk) ``[K]`` (eq. 9.27)."""
         return {"responsibilities": q.mean.sum(0, dtype=torch.float64)}

@@ -198,13 +198,18 @@ def circumstances(trainer: Trainer, fit: Fit, seconds: float, name: str) -> dict
     }
 
 
+def counted(number: int, what: str) -> str:
+    """The number with the word for it."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 @rank_zero_only
 def announce(results: dict[str, Any], folder: Path) -> None:
     """Print the numbers, the remarks, and where the pictures are."""
     numbers = {key: value for key, value in results.items() if key.startswith(("test/", "study/"))}
     width = max(map(len, numbers), default=0) + 2
     lines = [f"  {key:<{width}}{written(value)}{unit(key)}" for key, value in numbers.items()]
-    print(f"\n{results['name']}: {results['optimizer_steps']} optimizer steps in {results['seconds']:.1f} s")
+    print(f"\n{results['name']}: {counted(results['optimizer_steps'], 'optimizer step')} in {results['seconds']:.1f} s")
     print("\n".join([*lines, *(f"  note: {remark}" for remark in results["remarks"])]))
     here = Path(os.path.relpath(folder))
     if (folder / files.FIGURES).is_dir():

@@ -141,7 +141,9 @@ class ClosedFormFit(Solving):
     """The maximum of the likelihood as a formula of the data's moments, in one epoch.
 
     `method` is ``eigen``, eigenvectors of the covariance; ``svd``, singular vectors of the data, which does not square their
-    condition number; or ``auto``: svd where there are fewer rows than dimensions.
+    condition number; or ``auto``: svd where there are no more rows than dimensions.
+
+    Training means are logged where they are known from the moments: not of mixtures of one component.
     """
 
     def __init__(self, model: LatentVariableModel, method: str = "auto", start: Start | None = ROWS) -> None:
@@ -162,6 +164,7 @@ class ClosedFormFit(Solving):
     def on_train_start(self) -> None:
         """Refuse missing entries, and choose the route."""
         super().on_train_start()
+        self._summary = None  # of a fit that was interrupted
         if self.has_missing:
             raise ValueError(MISSING)
         wide = 0 < self.num_data <= self.model.data_dim

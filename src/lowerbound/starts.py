@@ -121,12 +121,15 @@ def plane_of(x: Tensor, latent_dim: int, is_proper: bool, noise: Noise | None = 
     moments, dim = Moments.of(x), x.shape[1]
     spectrum = moments.spectrum()
     prior, rule = (StandardNormal(latent_dim), ExactGaussian()) if is_proper else (Flat(latent_dim), OrthogonalProjection())
-    p = LinearGaussian(latent_dim, dim, FixedNoise(dim, noise.scale) if isinstance(noise, FixedNoise) else SharedNoise(dim))
+    stated = noise if isinstance(noise, FixedNoise) else None if is_proper else FixedNoise(dim)  # PCA learns none
+    p = LinearGaussian(latent_dim, dim, SharedNoise(dim) if stated is None else FixedNoise(dim, stated.scale))
     model = LatentVariableModel(prior, p, rule).to(x.device)
     p.solve(spectrum, model)
     gain, covariance = rule.affine(model)
     told = (p.weight * (1.0 if is_proper else spectrum.variances[:latent_dim].sqrt())).square().sum(1)
-    return Plane(p.bias, p.weight, gain, covariance.diagonal().sqrt(), moments.squares / moments.count - told)
+    return Plane(
+        p.bias, p.weight, gain, covariance.diagonal().sqrt(), (moments.squares / moments.count - told).clamp(min=0)
+    )  # below 0 by rounding only
 
 
 def become_affine(network: nn.Module, inner: Tensor, inner_shift: Tensor, outer: Tensor, shift: Tensor) -> None:

@@ -46,9 +46,12 @@ def _sums(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rows, dim = x.detach().numpy(), x.shape[1]
     offset, total, products = rows[:BLOCK].mean(0), np.zeros(dim), np.zeros((dim, dim))
     for first in range(0, len(rows), BLOCK):
-        shifted = rows[first : first + BLOCK] - offset
-        total += shifted.sum(0, dtype=np.float64)
+        block = rows[first : first + BLOCK]
+        shifted = block - (mean := block.mean(0))
+        rest, shift = shifted.sum(0, dtype=np.float64), mean.astype(np.float64) - offset
+        total += rest + len(block) * shift
         products += shifted.T @ shifted
+        products += np.outer(rest, shift) + np.outer(shift, rest + len(block) * shift)
     return torch.from_numpy(offset).double(), torch.from_numpy(total), torch.from_numpy(products)
 
 

@@ -80,9 +80,10 @@ class Answer(NamedTuple):
 class Study(Callback, ABC):
     """One question asked of a trained model. Implement `name` and `answer`; override `check` where not every model has one.
 
-    `start` is a copy of the model as it was before training.
+    `start` is a copy of the model as it was before training. `needs_all_entries` says that rows with missing entries have no answer.
     """
 
+    needs_all_entries: bool = False
     name: str
     start: LatentVariableModel
 
@@ -103,6 +104,8 @@ class Study(Callback, ABC):
         assert isinstance(pl_module, Fit)
         if not isinstance(getattr(trainer, "datamodule", None), TensorDataModule):
             raise ValueError(f"{type(self).__name__} looks at train and test rows by name: it needs a data module of lowerbound.data")
+        if self.needs_all_entries and any(x.isnan().any() for x in trainer.datamodule.chunks("train")):  # pyright: ignore[reportAttributeAccessIssue] as just seen
+            raise ValueError(f"{type(self).__name__} takes the moments of complete data, and the training rows have missing entries (NaN)")
         self.check(pl_module.model)
         self.start = deepcopy(pl_module.model)
 

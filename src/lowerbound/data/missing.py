@@ -10,7 +10,7 @@ entry is missing does not depend on its value (Rubin 1976). Of what is hidden he
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -85,6 +85,20 @@ def _run(count: int, size: int, length: int, generator: Generator) -> Tensor:
     start = torch.randint(size - length + 1, (count, 1), generator=generator)
     place = torch.arange(size) - start
     return (place >= 0) & (place < length)
+
+
+def never_observed(chunks: Iterable[Tensor]) -> Iterator[str]:
+    """Sentences that name the training columns, and count the rows, of chunks ``[n, D]`` of which nothing was observed."""
+    seen, rows, empty = torch.zeros(0, dtype=torch.bool), 0, 0
+    for x in chunks:
+        observed = ~x.isnan()
+        seen = observed.any(0) | (seen if len(seen) else False)
+        rows, empty = rows + len(x), empty + int((~observed.any(1)).sum())
+    if columns := (~seen).nonzero().flatten().tolist():
+        names = ", ".join(map(str, columns[:10])) + (", ..." if len(columns) > 10 else "")
+        yield f"column {names} (counted from 0) is never observed in the training rows: what is filled in there is where learning began"
+    if empty:
+        yield f"{empty} of {rows} training rows hold no observed entry: each counts as a datum, with log p(x) = 0"
 
 
 def as_real(table: Tensor) -> Tensor:
