@@ -23,18 +23,19 @@ def launch(folder: Path, ranks: int, global_batch: int) -> list[dict[str, Any]]:
     return [torch.load(folder / f"rank_{rank}_of_{ranks}.pt", weights_only=True) for rank in range(ranks)]
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """37 training rows in global batches of 8: the last has 5, of which the ranks get 3 and 2."""
+@pytest.fixture(scope="module", params=[8, 12])
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """37 training rows in global batches of 8: the last has 5, of which the ranks get 3 and 2; of 12: it has 1, and one rank gets none."""
     folder = tmp_path_factory.mktemp("ranks")
-    (alone,) = launch(folder, 1, 8)
-    return alone, launch(folder, 2, 8)
+    (alone,) = launch(folder, 1, request.param)
+    return alone, launch(folder, 2, request.param)
 
 
 def test_two_ranks_learn_what_one_learns(results: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
     """To float32: the sums are taken in another order."""
     alone, (first, _) = results
-    assert alone["steps"] == first["steps"] == alone["total"] == first["total"] == 20
+    assert alone["steps"] == first["steps"] == alone["total"] == first["total"]
+    assert alone["steps"] in (20, 16), "4 epochs of 5 batches of 8, or of 4 of 12"
     for name, value in alone["state"].items():
         torch.testing.assert_close(first["state"][name], value, atol=1e-6, rtol=1e-5)
 
