@@ -20,7 +20,7 @@ FLOORS = (
     "callbacks tracking studies amortization decoding maximum_likelihood expectation codes imputing principal stories"
     " identities components",
     "run",
-    "__init__ sweep rungs ladder_linear_vae ladder_rows ladder_checks ladder evidence baselines evaluation",
+    "__init__ sweep rungs ladder_linear_vae ladder_rows ladder_checks ladder evidence baselines evaluation prediction",
     "cli",
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names.split()}

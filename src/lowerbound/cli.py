@@ -53,9 +53,16 @@ def _evaluate() -> Callable[[DictConfig], object]:
     return evaluate
 
 
+def _predict() -> Callable[[DictConfig], object]:
+    from lowerbound.prediction import predict
+
+    return predict
+
+
 TRAIN = Command("lowerbound-train", "config", _train)
 LADDER = Command("lowerbound-ladder", "ladder", _climb)
 EVALUATE = Command("lowerbound-evaluate", "evaluate", _evaluate)
+PREDICT = Command("lowerbound-predict", "predict", _predict)
 PROGRAM = TRAIN.name
 
 
@@ -90,6 +97,11 @@ def ladder() -> int:
 def evaluate() -> int:
     """Evaluate fitted models: `main`."""
     return main(EVALUATE)
+
+
+def predict() -> int:
+    """Write what a fitted model makes of rows: `main`."""
+    return main(PREDICT)
 
 
 def conf_folder() -> Path:

@@ -1,0 +1,100 @@
+"""`lowerbound-predict`: every output as a file, in the data's own units, against the model itself."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from sklearn.datasets import load_digits
+
+import commands
+import lowerbound
+from lowerbound.cli import predict
+
+Predict = Callable[..., tuple[int, str, str]]
+INTEGERS = load_digits().data[:20]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Probabilistic PCA of the digits, dequantized."""
+    place = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        assert commands.train(place, patch, "model=ppca", "latent_dim=3", "~callbacks.pictures", "name=small") == 0
+    (folder,) = (place / "outputs" / "small").iterdir()
+    return folder
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Predict:
+    def called(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["lowerbound-predict", *arguments])
+        try:
+            code = predict()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            GlobalHydra.instance().clear()
+        return code, *capsys.readouterr()
+
+    return called
+
+
+@pytest.mark.parametrize("output", ["encode", "reconstruct", "log_prob", "impute"])
+def test_what_is_written_is_what_the_model_says(output: str, run: Path, command: Predict, tmp_path: Path) -> None:
+    raw = INTEGERS.copy()
+    if output == "impute":
+        raw[3, 20:30] = np.nan
+    np.save(tmp_path / "rows.npy", raw)
+    code, out, _ = command(f"run={run}", f"output={output}", "rows=rows.npy", f"file={output}.npy")
+    assert code == 0
+    assert f"{output}.npy" in out
+    found, loaded = np.load(tmp_path / f"{output}.npy"), lowerbound.load(run)
+    x = loaded.prepare(torch.tensor(raw), torch.Generator().manual_seed(0)).double()
+    with torch.no_grad():
+        expected = {
+            "encode": loaded.model.encode,
+            "log_prob": loaded.model.log_prob,
+            "reconstruct": lambda x: loaded.prepare.inverse(loaded.model.reconstruct(x)),
+            "impute": lambda x: loaded.prepare.inverse(loaded.model.impute(x).mean),
+        }[output](x)
+    np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-10)
+    if output == "impute":
+        assert np.isfinite(found).all()
+        seen = ~np.isnan(raw)
+        np.testing.assert_allclose(found[seen], raw[seen], rtol=0, atol=1e-3, err_msg="what was observed comes back")
+
+
+def test_samples_are_in_the_units_of_the_data(run: Path, command: Predict, tmp_path: Path) -> None:
+    command(f"run={run}", "output=sample", "num_samples=500", "file=some.csv")
+    found = np.loadtxt(tmp_path / "some.csv", delimiter=",")
+    assert found.shape == (500, 64)
+    mean = load_digits().data.mean()
+    assert found.mean() == pytest.approx(mean, abs=1.0)
+
+
+def test_without_a_file_the_rows_are_those_of_the_test(run: Path, command: Predict) -> None:
+    assert command(f"run={run}")[0] == 0
+    assert np.load(run / "encode.npy").shape == (359, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("output=decode",), "output=decode is none of encode"),
+        (("file=codes.txt",), "file=codes.txt is none of .npy, .csv"),
+        (("rows=absent.npy",), "absent.npy cannot be read"),
+        (("rows=narrow.npy",), "has 3 columns"),
+    ],
+)
+def test_what_does_not_fit_is_said(arguments: tuple[str, ...], words: str, run: Path, command: Predict, tmp_path: Path) -> None:
+    np.save(tmp_path / "narrow.npy", np.zeros((4, 3)))
+    code, _, err = command(f"run={run}", *arguments)
+    assert code == 2
+    assert words in err
