@@ -44,15 +44,19 @@ def _sums(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shifted = x - (offset := x.mean(0))
         return offset.double(), shifted.sum(0, dtype=torch.float64), (shifted.T @ shifted).double()
     rows, dim = x.detach().numpy(), x.shape[1]
-    offset, total, products = rows[:BLOCK].mean(0), np.zeros(dim), np.zeros((dim, dim))
+    offset, products = rows[:BLOCK].mean(0, dtype=np.float64), np.zeros((dim, dim))
+    rests, shifts = [], []  # of each block, about its own mean and of that mean
     for first in range(0, len(rows), BLOCK):
         block = rows[first : first + BLOCK]
         shifted = block - (mean := block.mean(0))
-        rest, shift = shifted.sum(0, dtype=np.float64), mean.astype(np.float64) - offset
-        total += rest + len(block) * shift
         products += shifted.T @ shifted
-        products += np.outer(rest, shift) + np.outer(shift, rest + len(block) * shift)
-    return torch.from_numpy(offset).double(), torch.from_numpy(total), torch.from_numpy(products)
+        rests.append(shifted.sum(0, dtype=np.float64))
+        shifts.append(mean - offset)
+    rest, shift = np.stack(rests), np.stack(shifts)  # [blocks, D]
+    counts = np.diff([*range(0, len(rows), BLOCK), len(rows)])[:, None]
+    total = rest + counts * shift
+    products += rest.T @ shift + shift.T @ total
+    return torch.from_numpy(offset), torch.from_numpy(total.sum(0)), torch.from_numpy(products)
 
 
 @dataclass(frozen=True)
