@@ -195,7 +195,12 @@ def test_an_exact_model_needs_no_bound_and_an_autoencoder_has_none() -> None:
 
 @pytest.mark.parametrize(
     ("argument", "words"),
-    [("num_samples=[10,1]", "must increase"), ("annealing.leapfrogs=0", "annealing.leapfrogs"), ("num_codes=0", "num_codes")],
+    [
+        ("num_samples=[10,1]", "must increase"),
+        ("annealing.leapfrogs=0", "annealing.leapfrogs"),
+        ("num_codes=0", "num_codes"),
+        ("device=abacus", "device=abacus"),
+    ],
 )
 def test_options_out_of_range_are_named(run: Path, command: Evaluate, argument: str, words: str) -> None:
     code, _, err = command(f"run={run}", *SMALL, argument, "num_data=20")

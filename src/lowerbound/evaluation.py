@@ -41,10 +41,10 @@ def evaluate(config: DictConfig) -> None:
     Raises:
         ValueError: a folder is none, the data are not there, or an option is out of its range.
     """
-    annealing = Annealing(**config.annealing)
+    annealing, device = Annealing(**config.annealing), device_of(config.device)
     for folder in run_folders(config.run):
         run = load(folder)
-        run.model.to(torch.device(config.device))
+        run.model.to(device)
         data = data_of(run)
         x = data.part("test").x[: whole(config.num_data, "num_data") if config.num_data is not None else None]
         known = list(estimates(run.model, x, list(config.num_samples), annealing))
@@ -56,9 +56,21 @@ def evaluate(config: DictConfig) -> None:
         found["baselines"] = [written(run, x, one.estimate) | {"floored": one.floored} for one in others]
         found["verdict"] = verdict(known, others)
         found["simulated"] = sandwich(run.model, annealing)._asdict() if is_annealed(run.model, annealing) else {}
-        found |= {"versions": files.versions(), "device": files.device_name(torch.device(config.device)), "git_commit": files.git_commit()}
+        found |= {"versions": files.versions(), "device": files.device_name(device), "git_commit": files.git_commit()}
         (folder / files.EVALUATION).write_text(json.dumps(found, indent=2) + "\n")
         print("\n".join(report(folder, found, known)))
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ValueError: there is none here.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={name}: {str(error).splitlines()[0]}") from error
 
 
 def run_folders(named: str | ListConfig | Sequence[str]) -> list[Path]:
