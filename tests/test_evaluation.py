@@ -18,10 +18,11 @@ import commands
 import lowerbound
 from lowerbound.baselines import Baseline, baselines
 from lowerbound.cli import evaluate
+from lowerbound.covariances import Diagonal
 from lowerbound.data import InMemory
 from lowerbound.data.prepare import Preparation
 from lowerbound.evaluation import verdict
-from lowerbound.evidence import Annealing, Estimate, estimates
+from lowerbound.evidence import Annealing, Estimate, estimates, importance_weighted
 
 SIX = 6.0
 COARSE = Annealing(num_data=100, num_temperatures=100, num_chains=4, leapfrogs=5)
@@ -206,3 +207,38 @@ def test_options_out_of_range_are_named(run: Path, command: Evaluate, argument: 
     code, _, err = command(f"run={run}", *SMALL, argument, "num_data=20")
     assert code == 2
     assert words in err
+
+
+def test_the_effective_sample_size_is_that_of_the_datum_in_the_middle() -> None:
+    """Of one datum all hundred samples count, of two others one: the mean would hide that the two rest on a single sample."""
+
+    class Weights:
+        def log_weight(self, x: torch.Tensor, num_samples: int) -> torch.Tensor:
+            log_weight = torch.zeros(num_samples, 3)
+            log_weight[1:, 1:] = -100
+            return log_weight
+
+    model: Any = Weights()
+    (found,) = importance_weighted(model, torch.zeros(3, 2), [100])
+    assert found.effective == pytest.approx(1.0)
+    assert found.warning is not None
+
+
+def test_the_mixture_beside_a_model_has_learnt_to_its_end() -> None:
+    """Three clusters, and a start that EM must leave: log p(x) is near that of the truth."""
+    rng = np.random.default_rng(0)
+    which = rng.integers(3, size=2000)
+    x = np.array([[0, 0], [2.5, 0], [0, 2.5]])[which] + rng.normal(size=(2000, 2))
+    data = InMemory(x)
+    data.setup()
+    test = data.part("test").x
+    *_, mixture = baselines(data, test, 1, is_discrete=False)
+    once = lowerbound.gaussian_mixture(2, 20, Diagonal(20, 2))
+    torch.manual_seed(0)
+    once.initialize(data.part("train").x.double(), 1400)
+    with torch.no_grad():
+        once.maximize(once.statistics(data.part("train").x.double()))
+        after_one_step = once.log_prob(test.double()).mean().item()
+    assert mixture.estimate.mean != pytest.approx(after_one_step, abs=1e-4)
+    parts = [stats.multivariate_normal(mean).pdf(test.numpy()) / 3 for mean in ([0, 0], [2.5, 0], [0, 2.5])]
+    assert mixture.estimate.mean == pytest.approx(np.log(sum(parts)).mean(), abs=0.1)
