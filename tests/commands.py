@@ -1,8 +1,9 @@
-"""The command line, in this process."""
+"""The command lines, in this process."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,3 +20,22 @@ def train(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> int
         return main()
     finally:
         GlobalHydra.instance().clear()
+
+
+def called(
+    name: str, command: Callable[[], int], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """A command in a folder, as a function of its arguments: the exit code, and what it wrote to either stream."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        try:
+            code = command()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            GlobalHydra.instance().clear()
+        return code, *capsys.readouterr()
+
+    return run

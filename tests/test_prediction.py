@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 from sklearn.datasets import load_digits
 
 import commands
@@ -32,18 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Predict:
-    def called(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["lowerbound-predict", *arguments])
-        try:
-            code = predict()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        finally:
-            GlobalHydra.instance().clear()
-        return code, *capsys.readouterr()
-
-    return called
+    return commands.called("lowerbound-predict", predict, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("output", ["encode", "reconstruct", "log_prob", "impute"])
