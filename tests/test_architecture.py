@@ -10,17 +10,19 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "lowerbound"
 
 FLOORS = (
-    "_torchvision errors instantiate distributions networks schedules randomness statistics conditioning answers seeding"
+    "_torchvision errors instantiate distributions networks schedules randomness statistics conditioning answers seeding defaults wording"
     " data.source data.steps data.prepare",
     "parts data.batches data.missing data.module",
     "priors likelihoods posteriors linear_gaussian covariances dense_covariances mixture data.images data.tables",
     "model models data.synthetic data.__init__",
-    "objectives bounds annealing aggregate metrics starts axes linear_objectives",
-    "fit gradient solve em plots em_plots ladder_plots linear_plots study_plots folder component_plots",
-    "callbacks tracking studies amortization decoding maximum_likelihood expectation codes imputing principal stories"
-    " identities components",
+    "objectives bounds annealing aggregate metrics starts axes linear_objectives equations",
+    "fit gradient solve em plots em_plots ladder_plots linear_plots study_plots folder component_plots latent_plots"
+    " sweep_plots ranks",
+    "callbacks pictures tracking studies amortization decoding maximum_likelihood expectation codes imputing principal stories"
+    " identities components circumstances report runs",
     "run",
-    "__init__ sweep rungs ladder_linear_vae ladder_rows ladder_checks ladder evidence baselines evaluation prediction",
+    "__init__ sweep rungs ladder_linear_vae ladder_rows ladder_checks ladder evidence baselines evaluation prediction"
+    " latent_space summary sweep_report",
     "cli",
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names.split()}

@@ -25,7 +25,7 @@ from lowerbound.posteriors import FullGaussian
 from lowerbound.tracking import MetricsFile, read_metrics
 from zoo import composed
 
-PICTURES = {"reconstructions", "samples", "latent_plane", "learning_curves", "kl_per_dimension"}
+PICTURES = {"reconstructions", "samples", "latent_plane", "learning_curves", "kl_per_dimension", "interpolation", "latent_traversal"}
 
 
 def table(num_data: int = 60) -> InMemory:

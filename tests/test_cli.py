@@ -207,7 +207,7 @@ def test_a_sweep_runs_what_it_can_and_fails_at_the_end(command: Command) -> None
         return 0.0
 
     answer = command("-m", "seed=0,1", train=train)
-    assert answer.code == 2
+    assert answer.code == 1
     assert len(answer.runs) == 2
     assert "seed=0 was unlucky" in answer.err
 
@@ -216,7 +216,7 @@ def test_the_runs_of_a_sweep_are_named_by_their_overrides(command: Command, tmp_
     answer = command(
         "-m", "sweep=mine", "model=vae,autoencoder", "seed=1", "data.root=../a b" if "root" in digits() else "data.batch_size=64"
     )
-    assert answer.code == 0
+    assert answer.code == 1, "the stand-in for the training leaves no results"
     names = sorted(folder.name for folder in (tmp_path / "outputs" / "mine").iterdir() if folder.is_dir())
     assert len(names) == 2
     assert all(name.endswith("seed=1") for name in names)

@@ -29,7 +29,8 @@ from lowerbound.components import (
 from lowerbound.data import InMemory
 from lowerbound.model import LatentVariableModel
 from lowerbound.statistics import Moments, Spectrum, Triangle
-from lowerbound.studies import Study, unit
+from lowerbound.studies import Study
+from lowerbound.wording import unit
 
 
 def spectrum_of(x: np.ndarray) -> Spectrum:

@@ -34,8 +34,9 @@ from lowerbound.model import LatentVariableModel
 from lowerbound.plots import pixels
 from lowerbound.solve import ClosedFormFit
 from lowerbound.starts import Start
-from lowerbound.studies import Study, unit
+from lowerbound.studies import Study
 from lowerbound.study_plots import stacked
+from lowerbound.wording import unit
 
 SIX = 6  # standard errors
 ALGEBRA = 1e-10  # nats, float64

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from scipy import stats
 
 import commands
@@ -52,7 +56,8 @@ SMALL = (
 
 
 def by_quantity(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {row["quantity"]: row for row in found["evidence"]}
+    """Those of all rows, and of the first ones what there is no other of."""
+    return {row["quantity"]: row for row in reversed(found["evidence"])}
 
 
 def test_a_run_is_evaluated_by_every_way_it_allows(run: Path, command: Evaluate, tmp_path: Path) -> None:
@@ -60,7 +65,9 @@ def test_a_run_is_evaluated_by_every_way_it_allows(run: Path, command: Evaluate,
     assert code == 0
     found = json.loads((run / "evaluation.json").read_text())
     rows = by_quantity(found)
-    assert list(rows) == ["quadrature", "IWAE-1", "IWAE-10", "IWAE-100", "AIS"]
+    assert sorted(rows) == sorted(["quadrature", "IWAE-1", "IWAE-10", "IWAE-100", "AIS"])
+    first = next(row for row in found["evidence"] if row["quantity"] == "IWAE-100" and row["num_data"] == 50)
+    assert first["mean"] == pytest.approx(rows["AIS"]["mean"], abs=1.0), "the same rows as those of annealing, to compare with"
     values = [rows[name]["mean"] for name in ("IWAE-1", "IWAE-10", "IWAE-100", "quadrature")]
     assert values == sorted(values)
     assert rows["IWAE-1"]["mean"] == pytest.approx(json.loads((run / "results.json").read_text())["test/elbo"], abs=1.0)
@@ -68,8 +75,12 @@ def test_a_run_is_evaluated_by_every_way_it_allows(run: Path, command: Evaluate,
     assert simulated["gap"] == pytest.approx(simulated["above"] - simulated["below"])
     assert simulated["gap"] > -SIX * simulated["standard_error"]
     space = found["latent"]
-    parts = space["mutual_information"] + space["total_correlation"] + space["dimension_wise_kl"]
-    assert parts == pytest.approx(space["kl"], abs=1e-9)
+    assert space["rate"]["mean"] == pytest.approx(json.loads((run / "results.json").read_text())["test/kl"], abs=0.3)
+    assert space["units"]["active"] + space["units"]["collapsed"] <= space["units"]["latent_dim"] == 2
+    assert space["labels"].keys() == {"knn_accuracy", "probe_accuracy", "pca_knn_accuracy", "pca_probe_accuracy"}
+    assert {path.stem for path in (run / "figures").iterdir()} == {"importance_weighted_curve", "collapse"}
+    page = (run / "report.html").read_text()
+    assert all(f"{row['mean']:.3f}" in page for row in rows.values()), "the report is renewed"
     assert all(f"{row['mean']:.3f}" in out for row in rows.values())
     assert not list(tmp_path.iterdir()), "nothing is written where the command is called"
 
@@ -80,6 +91,52 @@ def test_evaluated_twice_the_numbers_are_the_same(run: Path, command: Evaluate) 
         return [(row["mean"], row["standard_error"]) for row in json.loads((run / "evaluation.json").read_text())["evidence"]]
 
     assert numbers() == numbers()
+
+
+def torchrun(folder: Path, processes: int, *arguments: str) -> dict[str, Any]:
+    """The command in that many processes; what it found."""
+    script = Path(sys.executable).parent / "lowerbound-evaluate"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--no-python"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, script, f"run={folder}", *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("nats per datum |") == 1, "only one of them tells"
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+@pytest.mark.process
+def test_two_processes_find_what_one_finds_to_the_last_bit(run: Path, command: Evaluate) -> None:
+    """359 rows in blocks of 10, 50 and 250 are shared out unevenly, and 9 rows leave the second without any."""
+    for count in ("num_data=null", "num_data=9"):
+        command(f"run={run}", *SMALL, count)
+        one = json.loads((run / "evaluation.json").read_text())
+        two = torchrun(run, 2, *SMALL, count)
+        assert (one.pop("processes"), two.pop("processes")) == (1, 2)
+        assert without_seconds(two) == without_seconds(one)
+
+
+def without_seconds(node: Any) -> Any:
+    """All numbers but those of the clock, written so that equal means equal bits."""
+    if isinstance(node, dict):
+        return {key: without_seconds(value) for key, value in node.items() if key not in ("seconds", "device")}
+    return [without_seconds(value) for value in node] if isinstance(node, list) else float.hex(node) if isinstance(node, float) else node
+
+
+def test_the_rows_of_a_batch_do_not_matter(run: Path, command: Evaluate) -> None:
+    """A datum has the bound that it has beside any others, and of a run that was validated in other batches the same one."""
+
+    def first_rows(count: int) -> Any:
+        command(f"run={run}", "num_samples=[7]", *SMALL[2:], "annealing.num_data=20", f"num_data={count}", "baselines=false")
+        rows = json.loads((run / "evaluation.json").read_text())["evidence"]
+        return without_seconds([row for row in rows if row["num_data"] == 20 and row["quantity"] != "quadrature"])
+
+    found = first_rows(20)
+    assert [row["quantity"] for row in found] == ["IWAE-7", "AIS"]
+    assert first_rows(40) == found
+    config = OmegaConf.load(run / "config.yaml")
+    config.data.eval_batch_size = 7
+    OmegaConf.save(config, run / "config.yaml")
+    assert first_rows(40) == found
 
 
 def test_bits_per_dimension_are_those_of_the_original_integers(run: Path, command: Evaluate) -> None:

@@ -33,7 +33,8 @@ from lowerbound.objectives import Reconstruction
 from lowerbound.principal import FourWays, Rotation, by_em, graded, smallest_errors, solved, stretched, whitened
 from lowerbound.statistics import Moments, Triangle
 from lowerbound.stories import NoiseStories, orthogonal, story_of
-from lowerbound.studies import Study, unit
+from lowerbound.studies import Study
+from lowerbound.wording import unit
 
 SIX = 6  # standard errors
 ALGEBRA = 1e-10  # float64

@@ -45,7 +45,8 @@ from lowerbound.posteriors import Delta, DiagonalGaussian, FullGaussian
 from lowerbound.priors import Flat, StandardNormal
 from lowerbound.run import learn
 from lowerbound.schedules import Step
-from lowerbound.studies import BruteForce, GradientVariance, Study, unit
+from lowerbound.studies import BruteForce, GradientVariance, Study
+from lowerbound.wording import unit
 
 SIX = 6.0
 NAN = float("nan")
@@ -613,7 +614,8 @@ def test_pictures_of_data_with_holes(shape: tuple[int, ...] | None, hides: bool,
     data = InMemory(x, shape=shape, missing=Missing(0.3 if hides else 0.0))
     pictures.draw(*fitted(masked_vae(), data, tmp_path, [pictures]))
     drawn = {path.stem for path in (tmp_path / "figures").glob("*.png")}
-    assert drawn == {"reconstructions", "latent_plane", "samples", "kl_per_dimension"} | ({"filled_in"} if hides else set())
+    common = {"reconstructions", "latent_plane", "samples", "kl_per_dimension", "interpolation", "latent_traversal"}
+    assert drawn == common | ({"filled_in"} if hides else set())
 
 
 STUDIES = {

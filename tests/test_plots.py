@@ -157,15 +157,6 @@ def test_kl_is_sorted_and_its_collapsed_dimensions_are_counted() -> None:
     assert figure.axes[0].get_title("left") == "2 of 3 latent dimensions above 0.01 nats; 4.00 nats in all"
 
 
-def test_rate_and_distortion_are_ordered_by_beta_and_beta_one_is_marked() -> None:
-    figure = plots.rate_distortion([5.0, 20.0, 10.0], [90.0, 70.0, 75.0], [4.0, 0.5, 1.0])
-    curve, mark, *_ = points(figure)
-    assert curve.tolist() == [[20.0, 70.0], [10.0, 75.0], [5.0, 90.0]]
-    assert mark.tolist() == [[10.0, 75.0]]
-    (entry,) = figure.axes[0].get_legend().get_texts()
-    assert entry.get_text() == "ELBO = -85.00 nats"
-
-
 def test_drawing_leaves_no_trace_in_matplotlib(x: Tensor) -> None:
     before = dict(mpl.rcParams)
     image = plots.pixels(plots.reconstructions(x, x, [1, 2, 3]))

@@ -43,7 +43,8 @@ def test_a_run_folder_holds_what_it_should(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert names >= {"config.yaml", "weights.ckpt", "last.ckpt", "metrics.csv", "results.json", "figures"}
     pictures = {path.name for path in (finished / "figures").iterdir()}
-    assert pictures == {f"{name}.png" for name in ("reconstructions", "samples", "latent_plane", "learning_curves", "kl_per_dimension")}
+    expected = {"reconstructions", "samples", "latent_plane", "learning_curves", "kl_per_dimension", "interpolation", "latent_traversal"}
+    assert pictures == {f"{name}.png" for name in expected}
 
 
 def test_the_results_add_up_and_say_how_they_came_about(finished: Path) -> None:

@@ -29,7 +29,8 @@ from lowerbound.networks import Linear
 from lowerbound.objectives import ELBO, ScoreFunctionELBO
 from lowerbound.posteriors import Delta, DiagonalGaussian
 from lowerbound.priors import Flat, StandardNormal
-from lowerbound.studies import BruteForce, GradientVariance, Study, gradients, unit, written
+from lowerbound.studies import BruteForce, GradientVariance, Study, gradients
+from lowerbound.wording import unit, written
 
 SIX = 6  # standard errors
 SCALE = 0.3

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from shutil import rmtree
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -18,8 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from lowerbound import cli
 from lowerbound.plots import pixels
+from lowerbound.runs import not_begun, read_runs
 from lowerbound.study_plots import bars, stacked
-from lowerbound.sweep import RateDistortion, read_runs, table
+from lowerbound.sweep import RateDistortion, table
 
 
 class Answer(NamedTuple):
@@ -89,7 +91,7 @@ def test_what_the_user_sweeps_over_stands_over_the_experiments(command: Command)
     assert betas(command("experiment=rate_distortion", "objective.beta=8,1", "-m")) == [8, 1]
     both = command("experiment=rate_distortion", "objective.beta=3", "latent_dim=2,4", "seed=3")
     assert [(cfg.objective.beta, cfg.latent_dim, cfg.seed) for cfg in both.runs] == [(3, 2, 3), (3, 4, 3)]
-    assert "no picture: rate and distortion are one curve over objective.beta, and the runs differ in latent_dim too" in both.out
+    assert "picture: outputs/rate_distortion/" in both.out, "two curves of one point each"
 
 
 def test_a_run_that_fails_is_a_line_of_the_table(command: Command, tmp_path: Path) -> None:
@@ -112,6 +114,35 @@ def test_a_sweep_of_which_nothing_is_left_has_a_table_and_no_picture(command: Co
     assert answer.code == 1
     assert answer.out.count("failed  failed") == 2
     assert not list(sweep_folder(tmp_path).glob("*.png"))
+
+
+def test_any_sweep_ends_with_a_report(command: Command, tmp_path: Path) -> None:
+    answer = command(
+        "--multirun", "objective.beta=1,2", "seed=0,1", "sweep=mine", fails=lambda cfg: cfg.seed == 1 and cfg.objective.beta == 2
+    )
+    assert answer.code == 1
+    assert len(answer.runs) == 4, "the others go on"
+    assert answer.out.splitlines()[-1] == "report: outputs/mine/report.html"
+    (failed,) = [run for run in read_runs(tmp_path / "outputs" / "mine") if run.results is None]
+    assert failed.state == "failed: ValueError: no luck with this one"
+
+
+def test_what_failed_once_and_then_ran_is_finished(command: Command, tmp_path: Path) -> None:
+    for fails in (True, False):
+        command("--multirun", "objective.beta=1", "sweep=mine", fails=lambda cfg, fails=fails: fails)
+    (run,) = read_runs(tmp_path / "outputs" / "mine")
+    assert run.state == "finished"
+
+
+def test_runs_that_were_asked_for_and_have_no_folder_are_named(command: Command, tmp_path: Path) -> None:
+    """A sweep that was stopped from outside: two of four runs have begun."""
+    command("experiment=rate_distortion", "objective.beta=1,2", "seed=0,1", "sweep=cut", "latent_dim=3")
+    folder = tmp_path / "outputs" / "cut"
+    assert not_begun(folder, read_runs(folder)) == []
+    for run in read_runs(folder):
+        if run.overrides["seed"] == "1":
+            rmtree(run.folder)
+    assert not_begun(folder, read_runs(folder)) == ["objective.beta=1 seed=1", "objective.beta=2 seed=1"]
 
 
 def test_debug_raises_in_a_sweep(command: Command) -> None:
@@ -178,7 +209,7 @@ def test_the_table_is_aligned(tmp_path: Path) -> None:
 
 def test_an_autoencoder_has_no_rate(tmp_path: Path) -> None:
     write_run(tmp_path, "a", ["objective.beta=1"], {"test/reconstruction": 1.0})
-    with pytest.raises(ValueError, match="no rate"):
+    with pytest.raises(ValueError, match="have a rate"):
         RateDistortion("name", {}).draw(read_runs(tmp_path))
 
 

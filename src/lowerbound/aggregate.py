@@ -25,7 +25,6 @@ from torch.distributions import Distribution, Normal
 from lowerbound.model import LatentVariableModel
 
 CELLS = 2**24  # at a time: a block of samples against all data and dimensions
-ACTIVE = 0.01  # Burda et al. 2016, appendix C
 
 
 class Decomposition(NamedTuple):
@@ -63,9 +62,3 @@ def aggregate_log_densities(q: Distribution, z: Tensor) -> tuple[Tensor, Tensor]
         marginals.append(of_dimension.log_prob(block).double().logsumexp(1))  # [m, L]
     count = log(len(q.mean))
     return torch.cat(joint) - count, torch.cat(marginals) - count
-
-
-@torch.no_grad()
-def active_units(model: LatentVariableModel, x: Tensor) -> Tensor:
-    """Which latent dimensions ``[L]`` have a posterior mean that varies over data x ``[N, D]``: variance above 0.01."""
-    return model.encode(x).double().var(0) > ACTIVE

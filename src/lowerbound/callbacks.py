@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import final
@@ -22,14 +22,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
-from lowerbound import component_plots, plots
+from lowerbound import pictures, plots
 from lowerbound.data.module import TensorDataModule
-from lowerbound.distributions import kl_per_dimension
 from lowerbound.fit import Fit, rows
 from lowerbound.folder import FIGURES, LAST, WEIGHTS
-from lowerbound.linear_gaussian import LinearGaussian
 from lowerbound.model import LatentVariableModel
-from lowerbound.priors import OneHot
 from lowerbound.randomness import own_generators
 from lowerbound.tracking import METRICS, read_metrics, send_picture
 
@@ -139,24 +136,8 @@ class Pictures(Callback):
         if len(columns.get("val/reconstruction", ())) > 1:  # one validation is no curve
             yield "learning_curves", plots.learning_curves(columns)
         x, labels, shape = _validation_data(trainer, model, self.num_codes)
-        if not len(x):
-            return
-        shown = x[: self.num_images] if shape else x
-        yield "reconstructions", plots.reconstructions(shown, model.reconstruct(shown), shape)
-        truth = _unhidden(trainer, len(shown))
-        if truth is not None and (shown.isnan() & ~truth.to(shown).isnan()).any():
-            yield "filled_in", plots.filled_in(shown, model.impute(shown).mean, truth, shape)
-        if isinstance(model.prior, OneHot):
-            means = model.likelihood(torch.eye(model.prior.latent_dim).to(x)).mean  # [K, D]
-            yield "components", component_plots.mixture(means, model.prior().mean, shape, x)
-            return
-        yield "latent_plane", plots.latent_plane(model.encode(x), labels)
-        if isinstance(model.likelihood, LinearGaussian):
-            yield "loadings", component_plots.loadings(model.likelihood.weight, shape)
-        if model.prior.is_proper:
-            yield "samples", plots.samples(model.sample(self.num_images**2), shape, x)
-        with suppress(ValueError):  # posteriors that do not factorise have no KL of a dimension
-            yield "kl_per_dimension", plots.kl_spectrum(kl_per_dimension(model.posterior(x), model.prior()))
+        if len(x):
+            yield from pictures.of_model(model, x, labels, shape, _unhidden(trainer, len(x)), self.num_images)
 
 
 def _validation_data(trainer: Trainer, model: LatentVariableModel, most: int) -> tuple[Tensor, Tensor | None, tuple[int, ...] | None]:

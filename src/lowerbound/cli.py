@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
+from lowerbound.defaults import conf_folder
 from lowerbound.errors import NonFiniteError, Remark, near_matches
 
 USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
@@ -28,11 +29,12 @@ _HYDRA_VERSION = "1.3"
 
 
 class Command(NamedTuple):
-    """A command by name, its file in ``conf/``, and where to get what it does with the configuration."""
+    """A command by name, its file in ``conf/``, where to get what it does with the configuration, and the key that a path is for."""
 
     name: str
     config: str
     load: Callable[[], Callable[[DictConfig], object]]
+    path: str | None = None
 
 
 def _train() -> Callable[[DictConfig], object]:
@@ -59,10 +61,17 @@ def _predict() -> Callable[[DictConfig], object]:
     return predict
 
 
+def _report_sweep() -> Callable[[DictConfig], object]:
+    from lowerbound.sweep_report import report
+
+    return report
+
+
 TRAIN = Command("lowerbound-train", "config", _train)
 LADDER = Command("lowerbound-ladder", "ladder", _climb)
-EVALUATE = Command("lowerbound-evaluate", "evaluate", _evaluate)
-PREDICT = Command("lowerbound-predict", "predict", _predict)
+EVALUATE = Command("lowerbound-evaluate", "evaluate", _evaluate, "run")
+PREDICT = Command("lowerbound-predict", "predict", _predict, "run")
+REPORT = Command("lowerbound-report", "report", _report_sweep, "folder")
 PROGRAM = TRAIN.name
 
 
@@ -70,10 +79,11 @@ def main(command: Command = TRAIN) -> int:
     """Run the command line in ``sys.argv``.
 
     Returns:
-        The exit code: 0, 2 for a command or a configuration that does not fit, 1 for a loss that was not finite.
+        The exit code: 0, 2 for a command or a configuration that does not fit, 1 for a loss that was not finite, or a sweep of which a run failed.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra.main raises, where it would print and exit
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word.startswith("-") or "=" not in word)  # argparse wants overrides in one piece
+    words = [_with_key(word, command) for word in sys.argv[1:]]
+    sys.argv[1:] = sorted(words, key=lambda word: word.startswith("-") or "=" not in word)  # argparse wants overrides in one piece
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a `_target_` in a file of the user's, which must not hide a library's
 
@@ -104,10 +114,14 @@ def predict() -> int:
     return main(PREDICT)
 
 
-def conf_folder() -> Path:
-    """The folder of the configuration: inside an installed package, or beside ``src`` in a checkout."""
-    installed = Path(__file__).parent / "conf"
-    return installed if installed.is_dir() else Path(__file__).parents[2] / "conf"
+def report() -> int:
+    """Write the report of a sweep: `main`."""
+    return main(REPORT)
+
+
+def _with_key(word: str, command: Command) -> str:
+    """A path that stands alone, with the key that it is for; quoted, because names of run folders have = and , in them."""
+    return f'{command.path}="{word}"' if command.path and os.path.exists(word) else word
 
 
 def short(overrides: str, limit: int = 100) -> str:
@@ -128,10 +142,19 @@ def _task(cfg: DictConfig, command: Command) -> object:
         run = command.load()
         _quieten_lightning()
         return run(cfg)
-    except USER_ERRORS as error:
-        if cfg.debug or HydraConfig.get().mode is not RunMode.RUN:
+    except BaseException as error:
+        if command == TRAIN:
+            _keep(error)
+        if not isinstance(error, USER_ERRORS) or cfg.debug or HydraConfig.get().mode is not RunMode.RUN:
             raise
         raise SystemExit(_report(error, command)) from error
+
+
+def _keep(error: BaseException) -> None:
+    """Write into the run folder why it has no results."""
+    from lowerbound.folder import FAILURE
+
+    (Path(HydraConfig.get().runtime.output_dir) / FAILURE).write_text(f"{type(error).__name__}: {error}\n", encoding="utf-8")
 
 
 def _quieten_lightning() -> None:

@@ -9,7 +9,10 @@ from typing import final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from lowerbound import plots
@@ -22,6 +25,12 @@ from lowerbound.studies import Answer, Study, copied, rows_of
 def knn_accuracy(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, neighbors: int) -> float:
     """The share of test rows ``[M, L]`` whose label is that of most of the nearest training rows ``[N, L]``."""
     classifier = KNeighborsClassifier(neighbors).fit(train.cpu().numpy(), labels.cpu().numpy())
+    return float(classifier.score(test.cpu().numpy(), truth.cpu().numpy()))
+
+
+def probe_accuracy(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -> float:
+    """The share of test rows ``[M, L]`` whose label a logistic regression on training rows ``[N, L]``, each column standardized, finds."""
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(train.cpu().numpy(), labels.cpu().numpy())
     return float(classifier.score(test.cpu().numpy(), truth.cpu().numpy()))
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import Bernoulli, Distribution, Independent, MultivariateNormal, Normal, constraints, kl_divergence, register_kl
 from torch.distributions.constraints import Constraint
+from torch.nn.functional import softplus
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
@@ -58,9 +59,24 @@ def diagonal_normal(loc: Tensor, scale: Tensor) -> Factorized:
     return Factorized(Normal(loc, scale, validate_args=False))
 
 
+class Bits(Factorized):
+    """Independent Bernoulli entries with logits l and event ``[D]``."""
+
+    base_dist: Bernoulli
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__(Bernoulli(logits=logits, validate_args=False))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """sum_d x_d l_d - log(1 + exp l_d), also of x between 0 and 1: two passes over the entries, where torch's own form takes five."""
+        logits = self.base_dist.logits
+        # Above the threshold the logarithm is l itself, to a relative 1e-19.
+        return -torch.addcmul(softplus(logits, threshold=40.0), value, logits, value=-1).sum(-1)
+
+
 def bernoulli(logits: Tensor) -> Factorized:
     """Independent Bernoulli entries with event ``[D]``."""
-    return Factorized(Bernoulli(logits=logits, validate_args=False))
+    return Bits(logits)
 
 
 class DenseNormal(MultivariateNormal):

@@ -7,7 +7,9 @@ same. What is found is printed, and kept in `evaluation.json` in the run's folde
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from math import log
 from pathlib import Path
@@ -18,47 +20,85 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
 from lowerbound import folder as files
-from lowerbound.aggregate import active_units, decomposed_kl
 from lowerbound.baselines import Baseline, baselines
 from lowerbound.data.module import TensorDataModule
+from lowerbound.distributions import kl_per_dimension
 from lowerbound.errors import whole
-from lowerbound.evidence import Annealing, Estimate, estimates, is_annealed, sandwich
+from lowerbound.evidence import ROWS, Annealing, Estimate, estimates, is_annealed, sandwich
 from lowerbound.instantiate import instantiate
-from lowerbound.ladder_rows import markdown
+from lowerbound.latent_plots import collapse_panel, importance_weighted_curve
+from lowerbound.latent_space import beta_at_the_end, has_units, latent_space, sentences, units_of
 from lowerbound.likelihoods import Bernoulli
+from lowerbound.metrics import Units
 from lowerbound.mixture import BernoulliComponents
 from lowerbound.model import LatentVariableModel
-from lowerbound.priors import OneHot
-from lowerbound.randomness import own_generators
+from lowerbound.plots import save
+from lowerbound.ranks import is_first, place, processes
+from lowerbound.report import write_report
 from lowerbound.run import Loaded, load
-
-HEADINGS = ("log p(x)", "nats per datum", "standard error", "bits per dimension", "data", "effective samples", "seconds")
+from lowerbound.wording import EVIDENCE, evidence_cells, markdown
 
 
 def evaluate(config: DictConfig) -> None:
-    """Evaluate every run folder that is named.
+    """Evaluate every run folder that is named; under torchrun the rows are shared out among its processes.
 
     Raises:
         ValueError: a folder is none, the data are not there, or an option is out of its range.
     """
-    annealing, device = Annealing(**config.annealing), device_of(config.device)
-    for folder in run_folders(config.run):
-        run = load(folder)
-        run.model.to(device)
-        data = data_of(run)
-        x = data.part("test").x[: whole(config.num_data, "num_data") if config.num_data is not None else None]
-        known = list(estimates(run.model, x, list(config.num_samples), annealing))
-        others = beside(run, data, x) if config.baselines else []
-        found: dict[str, Any] = {
-            "evidence": [written(run, x, one) for one in known],
-            "latent": latent(run.model, x, whole(config.num_codes, "num_codes")),
-        }
-        found["baselines"] = [written(run, x, one.estimate) | {"floored": one.floored} for one in others]
-        found["verdict"] = verdict(known, others)
-        found["simulated"] = sandwich(run.model, annealing)._asdict() if is_annealed(run.model, annealing) else {}
-        found |= {"versions": files.versions(), "device": files.device_name(device), "git_commit": files.git_commit()}
-        (folder / files.EVALUATION).write_text(json.dumps(found, indent=2) + "\n")
-        print("\n".join(report(folder, found, known)))
+    annealing, folders = Annealing(**config.annealing), run_folders(config.run)
+    whole(config.num_codes, "num_codes", least=2)
+    device = device_of(config.device)
+    # Learnt before the processes are a group, in which they would learn together.
+    others = {folder: beside(load(folder), config) for folder in folders if config.baselines and is_first()}
+    with processes(device) as own:
+        for folder in folders:
+            run = load(folder)
+            run.model.to(own)
+            found = evaluated(run, folder, config, annealing, others.get(folder, []))
+            if is_first():
+                (folder / files.EVALUATION).write_text(json.dumps(found, indent=2) + "\n")
+                write_report(folder)
+                print("\n".join(report(folder, found)))
+
+
+def evaluated(run: Loaded, folder: Path, config: DictConfig, annealing: Annealing, others: Sequence[Baseline]) -> dict[str, Any]:
+    """What is found of a run, as it stands in evaluation.json, and its pictures."""
+    data, model, beta = data_of(run), run.model, beta_at_the_end(run.config.get("objective") or {})
+    x = test_rows(data, config).to(next(model.parameters()))
+    known = list(estimates(model, x, list(config.num_samples), annealing))
+    simulated = sandwich(model, annealing)._asdict() if is_annealed(model, annealing) else {}
+    units = units_of(model, x) if has_units(model) else None
+    space = latent_space(model, data, x, units, beta, config.num_codes)
+    if is_first():
+        draw(folder / files.FIGURES, model, x, known, units)
+    return {
+        "evidence": [written(run, x, one) for one in known],
+        "baselines": [written(run, x, one.estimate) | {"floored": one.floored} for one in others],
+        "verdict": verdict(known, others),
+        "warnings": [one.warning for one in known if one.warning] + [f"{o.estimate.quantity}: {o.floored}" for o in others if o.floored],
+        "simulated": simulated,
+        "latent": space,
+        "sentences": [*told(simulated), *sentences(space)],
+        "versions": files.versions(),
+        "device": files.device_name(x.device),
+        "processes": place()[1],
+        "git_commit": files.git_commit(),
+    }
+
+
+def draw(folder: Path, model: LatentVariableModel, x: Tensor, known: Sequence[Estimate], units: Units | None) -> None:
+    """The pictures of an evaluation: the bound against its number of samples, and which latent dimensions are used."""
+    folder.mkdir(exist_ok=True)
+    bounds = [one for one in known if one.quantity.startswith("IWAE") and one.num_data == len(x)]
+    if len(bounds) > 1:
+        others = {one.quantity: (one.mean, one.standard_error) for one in known if one.num_data == len(x) and one not in bounds}
+        counts = [int(one.quantity.removeprefix("IWAE-")) for one in bounds]
+        figure = importance_weighted_curve(counts, [one.mean for one in bounds], [one.standard_error for one in bounds], others)
+        save(figure, folder / "importance_weighted_curve.png")
+    if units is not None:
+        with suppress(ValueError):  # posteriors that do not factorise have no KL of a dimension
+            kl = torch.cat([kl_per_dimension(model.posterior(rows), model.prior()) for rows in x.split(ROWS)])
+            save(collapse_panel(kl, units.mean_variance, units.posterior_variance), folder / "collapse.png")
 
 
 def device_of(name: str) -> torch.device:
@@ -105,12 +145,18 @@ def data_of(run: Loaded) -> TensorDataModule:
     return data
 
 
-def beside(run: Loaded, data: TensorDataModule, x: Tensor) -> list[Baseline]:
+def test_rows(data: TensorDataModule, config: DictConfig) -> Tensor:
+    """Those that are asked for, ``[N, D]``."""
+    return data.part("test", None if config.num_data is None else whole(config.num_data, "num_data")).x
+
+
+def beside(run: Loaded, config: DictConfig) -> list[Baseline]:
     """The simple models of the same data, if the model's likelihood is one of such data: else the two do not compare."""
+    data = data_of(run)
     is_discrete = data.prepare.is_discrete
     if not run.model.is_bounded or isinstance(run.model.likelihood, (Bernoulli, BernoulliComponents)) != is_discrete:
         return []
-    return list(baselines(data, x, run.model.latent_dim, is_discrete))
+    return list(baselines(data, test_rows(data, config), run.model.latent_dim, is_discrete))
 
 
 def verdict(known: Sequence[Estimate], others: Sequence[Baseline]) -> str | None:
@@ -135,48 +181,20 @@ def written(run: Loaded, x: Tensor, one: Estimate) -> dict[str, Any]:
     return asdict(one) | {"bits_per_dimension": bits, "warning": one.warning}
 
 
-@torch.no_grad()
-def latent(model: LatentVariableModel, x: Tensor, num_codes: int) -> dict[str, Any]:
-    """What z holds of at most `num_codes` rows, drawn once and for all: active units and the parts of the KL, nats per datum."""
-    if not model.is_bounded or isinstance(model.prior, OneHot):
-        return {}
-    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:num_codes]
-    x = x[chosen].to(next(model.parameters()))
-    with own_generators(0):
-        parts = decomposed_kl(model, x)
-    terms = {name: value.item() for name, value in parts._asdict().items()}
-    return {"num_data": len(x), "active_units": int(active_units(model, x).sum()), "latent_dim": model.latent_dim} | terms
-
-
-def report(folder: Path, found: dict[str, Any], known: Sequence[Estimate]) -> Iterator[str]:
-    """The tables in Markdown, and the warnings."""
-    yield f"\n{folder}"
-    if known:
-        yield from markdown(HEADINGS, [_cells(row) for row in found["evidence"] + found["baselines"]], (0,))
-    else:
-        yield "a model with a flat prior has no p(x)"
-    yield from (f"warning: {one.warning}" for one in known if one.warning)
-    yield from (f"{row['quantity']}: {row['floored']}" for row in found["baselines"] if row["floored"])
-    yield from [found["verdict"]] if found["verdict"] else []
-    if simulated := found["simulated"]:
-        yield "annealing both ways on data drawn from the model: {below:.3f} <= log p(x) <= {above:.3f}, ".format(**simulated) + (
+def told(simulated: dict[str, float]) -> Iterator[str]:
+    """What annealing both ways found, in words."""
+    if simulated:
+        yield "Annealing both ways on data drawn from the model: {below:.3f} ≤ log p(x) ≤ {above:.3f}, ".format(**simulated) + (
             f"{simulated['gap']:.3f} apart (standard error {simulated['standard_error']:.3f})"
         )
-    if space := found["latent"]:
-        yield f"{space['active_units']} of {space['latent_dim']} latent dimensions active; of {space['num_data']} data, nats per datum:"
-        yield "KL {kl:.3f} = mutual information {mutual_information:.3f} + total correlation {total_correlation:.3f} + ".format(**space) + (
-            f"dimension-wise KL {space['dimension_wise_kl']:.3f}"
-        )
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    bits, effective = row["bits_per_dimension"], row["effective"]
-    return [
-        row["quantity"],
-        f"{'≥ ' if row['is_bound'] else ''}{row['mean']:.3f}",
-        f"{row['standard_error']:.3f}",
-        "" if bits is None else f"{bits:.4f}",
-        f"{row['num_data']:,}",
-        "" if effective is None else f"{effective:.1f}",
-        f"{row['seconds']:.1f}",
-    ]
+def report(folder: Path, found: dict[str, Any]) -> Iterator[str]:
+    """The table in Markdown, and what there is to say."""
+    yield f"\n{folder}"
+    rows = [evidence_cells(row) for row in found["evidence"] + found["baselines"]]
+    yield from markdown(EVIDENCE, rows, (0,)) if found["evidence"] else ["a model with a flat prior has no p(x)"]
+    yield from (f"warning: {sentence}" for sentence in found["warnings"])
+    yield from [found["verdict"]] if found["verdict"] else []
+    yield from found["sentences"]
+    yield f"report: {Path(os.path.relpath(folder)) / files.REPORT}"

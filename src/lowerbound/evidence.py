@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lowerbound.annealing import annealed_bound, reverse_annealed_bound, tuned
+from lowerbound.annealing import Path, annealed_bound, reverse_annealed_bound, tuned
 from lowerbound.bounds import MAX_QUADRATURE_DIM, importance_weighted_bounds, quadrature_log_evidence
 from lowerbound.errors import whole
 from lowerbound.identities import exact
@@ -24,9 +24,11 @@ from lowerbound.linear_gaussian import LinearGaussian
 from lowerbound.model import LatentVariableModel
 from lowerbound.priors import OneHot, StandardNormal
 from lowerbound.randomness import own_generators
+from lowerbound.ranks import by_blocks
 
-ROWS = 50  # that are measured at once, each with `CHUNK` samples of z
-CHUNK = 100
+ROWS = 50  # that are measured at once
+WEIGHTED_ROWS = 10  # of importance weighting, each with `CHUNK` samples of z at a time: as much as a processor's cache holds
+CHUNK = {"cpu": 200, "cuda": 10_000}
 LEAST_EFFECTIVE = 5.0  # samples: of fewer, the estimate is that of a few lucky ones
 
 
@@ -70,17 +72,18 @@ class Annealing:
 
 @torch.no_grad()
 def estimates(model: LatentVariableModel, x: Tensor, num_samples: Sequence[int], annealing: Annealing) -> Iterator[Estimate]:
-    """All that the model allows, for x ``[N, D]``; nothing of a model without an evidence. A generator of its own for each."""
+    """All that the model allows, for x ``[N, D]``; nothing of a model without an evidence."""
     if not model.is_bounded:
         return
     x = x.to(next(model.parameters()))
     for name, function in closed_ways(model).items():
-        yield _of(name, False, *_timed(function, x))
+        yield exactly(name, function, x)
     if model.is_exact:
         return
-    yield from importance_weighted(model, x, num_samples)
-    if is_annealed(model, annealing):
-        yield annealed(model, x[: annealing.num_data], annealing)
+    first = x[: annealing.num_data] if is_annealed(model, annealing) else x[:0]
+    yield from importance_weighted(model, x, num_samples, len(first))
+    if len(first):
+        yield annealed(model, first, annealing)
 
 
 def closed_ways(model: LatentVariableModel) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -95,29 +98,41 @@ def closed_ways(model: LatentVariableModel) -> dict[str, Callable[[Tensor], Tens
 
 
 @torch.no_grad()
-def exact_estimate(name: str, model: LatentVariableModel, x: Tensor) -> Estimate:
-    """log p(x) of x ``[N, D]`` under a model with an exact posterior."""
-    return _of(name, False, *_timed(model.log_prob, x.to(next(model.parameters()))))
+def exactly(name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Estimate:
+    """log p(x) of x ``[N, D]`` by a function that knows it."""
+    (values,), seconds = _timed(lambda rows: function(x[rows]).unsqueeze(0), (1, len(x)), x, name)
+    return _of(name, False, values, seconds)
 
 
-def importance_weighted(model: LatentVariableModel, x: Tensor, num_samples: Sequence[int]) -> Iterator[Estimate]:
-    """The bounds at all numbers of samples, in one pass, of which each has the seconds."""
-    started = perf_counter()
-    with own_generators(0):
-        parts = [importance_weighted_bounds(model, rows, num_samples, CHUNK) for rows in x.split(ROWS)]
-    seconds = perf_counter() - started
-    for i, count in enumerate(num_samples):
-        values, effective = (torch.cat([part[field][i] for part in parts]) for field in range(2))
-        yield _of(f"IWAE-{count}", True, values, seconds, effective.median().item())
+def importance_weighted(model: LatentVariableModel, x: Tensor, num_samples: Sequence[int], num_first: int = 0) -> Iterator[Estimate]:
+    """The bounds at all numbers of samples, in one pass, of which each has the seconds; the last also of the first rows alone.
+
+    Those are the rows that annealing sees: the two compare only on the same data.
+    """
+
+    def weighted(rows: slice) -> Tensor:
+        return torch.cat(importance_weighted_bounds(model, x[rows], num_samples, CHUNK.get(x.device.type, CHUNK["cpu"])))  # [2 K, n]
+
+    values, seconds = _timed(weighted, (2 * len(num_samples), len(x)), x, f"IWAE-{num_samples[-1]}", WEIGHTED_ROWS)
+    bounds, effective = values.split(len(num_samples))
+    for count, bound, size in zip(num_samples, bounds, effective, strict=True):
+        yield _of(f"IWAE-{count}", True, bound, seconds, size.median().item())
+    if 0 < num_first < len(x):
+        yield _of(f"IWAE-{num_samples[-1]}", True, bounds[-1, :num_first], seconds, effective[-1, :num_first].median().item())
 
 
 def annealed(model: LatentVariableModel, x: Tensor, annealing: Annealing) -> Estimate:
     """That of x ``[N, D]``; the seconds are those of finding the step sizes too."""
     started = perf_counter()
-    with own_generators(0):
-        path = tuned(model, x, annealing.num_temperatures, 1, annealing.leapfrogs)
-        values = annealed_bound(model, x, path, annealing.num_chains)
+    path = found_path(model, x, annealing)
+    (values,), _ = _timed(lambda rows: annealed_bound(model, x[rows], path, annealing.num_chains).unsqueeze(0), (1, len(x)), x, "AIS")
     return _of("AIS", True, values, perf_counter() - started)
+
+
+def found_path(model: LatentVariableModel, x: Tensor, annealing: Annealing) -> Path:
+    """Step sizes found on all of x ``[N, D]``, by one chain each, the same in every process."""
+    with own_generators(0):
+        return tuned(model, x, annealing.num_temperatures, 1, annealing.leapfrogs)
 
 
 class Sandwich(NamedTuple):
@@ -138,9 +153,13 @@ def sandwich(model: LatentVariableModel, annealing: Annealing) -> Sandwich:
     with own_generators(1):
         z = model.prior().sample(torch.Size([annealing.num_data]))  # [N, L]
         x = model.likelihood(z).sample()
-        path = tuned(model, x, annealing.num_temperatures, 1, annealing.leapfrogs)
-        below = annealed_bound(model, x, path, annealing.num_chains)
-        above = reverse_annealed_bound(model, x, z, path, annealing.num_chains)
+    path = found_path(model, x, annealing)
+
+    def both(rows: slice) -> Tensor:
+        below = annealed_bound(model, x[rows], path, annealing.num_chains)
+        return torch.stack([below, reverse_annealed_bound(model, x[rows], z[rows], path, annealing.num_chains)])
+
+    (below, above), _ = _timed(both, (2, len(x)), x, "AIS both ways")
     gap = above - below
     return Sandwich(below.mean().item(), above.mean().item(), gap.mean().item(), gap.std().item() / len(gap) ** 0.5)
 
@@ -150,12 +169,11 @@ def is_annealed(model: LatentVariableModel, annealing: Annealing) -> bool:
     return bool(annealing.num_data) and model.is_bounded and not model.is_exact and not isinstance(model.prior, OneHot)
 
 
-def _timed(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, float]:
+def _timed(function: Callable[[slice], Tensor], shape: tuple[int, int], x: Tensor, what: str, size: int = ROWS) -> tuple[Tensor, float]:
     started = perf_counter()
-    return torch.cat([function(rows) for rows in x.split(ROWS)]), perf_counter() - started
+    return by_blocks(function, shape, size, x.device, what), perf_counter() - started
 
 
 def _of(quantity: str, is_bound: bool, values: Tensor, seconds: float, effective: float | None = None) -> Estimate:
-    values = values.double()
     error = values.std().item() / len(values) ** 0.5 if len(values) > 1 else float("nan")
     return Estimate(quantity, is_bound, values.mean().item(), error, len(values), effective, seconds)

@@ -4,6 +4,7 @@
     last.ckpt      everything, to go on from        metrics.csv    a row for each validation
     results.json   the final numbers                figures/       pictures
     evaluation.json  the evidence with error bars, if it was asked for
+    report.html    all of that as one page        failure.txt    why there are no results, if the run failed
 
 `config.yaml` and `weights.ckpt` are the model; the rest is what was seen on the way.
 """
@@ -19,10 +20,12 @@ from platform import processor, python_version
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 CONFIG, WEIGHTS, LAST, RESULTS, FIGURES = "config.yaml", "weights.ckpt", "last.ckpt", "results.json", "figures"
-EVALUATION = "evaluation.json"
+EVALUATION, REPORT, FAILURE = "evaluation.json", "report.html", "failure.txt"
+OVERRIDES = Path(".hydra") / "overrides.yaml"
 
 
 def existing(folder: str | Path, name: str) -> Path:
@@ -60,6 +63,17 @@ def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:
     """Write `results.json`."""
     (folder / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What a JSON file holds, or None where there is no such file."""
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def read_overrides(folder: Path) -> list[str] | None:
+    """The ``key=value`` words of the command line that made a run folder, or None where Hydra did not keep them."""
+    path = folder / OVERRIDES
+    return [str(line) for line in OmegaConf.load(path)] if path.is_file() else None
 
 
 def versions() -> dict[str, str]:

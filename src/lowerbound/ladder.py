@@ -20,7 +20,6 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 from torch import Tensor
 
 from lowerbound import folder as files
@@ -31,8 +30,9 @@ from lowerbound.identities import Collapse
 from lowerbound.instantiate import instantiate
 from lowerbound.ladder_checks import Check, checks_of, linear_vae_checks
 from lowerbound.ladder_linear_vae import Seen, Watch, collapses
-from lowerbound.ladder_rows import Row, log_probs, markdown, ranked, rows_of, small, table
+from lowerbound.ladder_rows import Row, log_probs, ranked, rows_of, small, table
 from lowerbound.rungs import Prepared, Rung, Sizes, climb, densities, probabilities
+from lowerbound.wording import markdown
 
 
 @dataclass(frozen=True)
@@ -194,4 +194,4 @@ def save(found: Ladder, lines: Sequence[str], config: DictConfig, folder: Path) 
         "git_commit": files.git_commit(),
     }
     (folder / "ladder.json").write_text(json.dumps(plain | others, indent=2) + "\n")
-    Image.fromarray(plots.pixels(ladder_plots.ladder(found))).save(folder / "ladder.png")
+    plots.save(ladder_plots.ladder(found), folder / "ladder.png")

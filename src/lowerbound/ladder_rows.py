@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +18,7 @@ from lowerbound.objectives import ELBO
 from lowerbound.randomness import own_generators
 from lowerbound.rungs import Climbed
 from lowerbound.schedules import Step
+from lowerbound.wording import markdown
 
 CHUNK = 100  # rows that are measured at once
 ALIKE = 0.005  # nats; what differs by less shares a rank
@@ -150,14 +151,3 @@ def table(rows: Sequence[Row]) -> list[str]:
     """The rows as a table in Markdown."""
     fits = [(row.rung, row.way) for row in rows]
     return markdown(HEADINGS, [cells(row, i == 0 or fits[i] != fits[i - 1]) for i, row in enumerate(rows)], left=(1, 2, 3, 11))
-
-
-def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
-    """Aligned lines of a table, the columns numbered in `left` to the left."""
-    widths = [max(map(len, column)) for column in zip(headings, *lines, strict=True)]
-    rule = "|".join("-" * (width + 1) + ("-" if i in left else ":") for i, width in enumerate(widths))
-
-    def joined(line: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.ljust(widths[i]) if i in left else cell.rjust(widths[i]) for i, cell in enumerate(line)) + " |"
-
-    return [joined(headings), f"|{rule}|", *map(joined, lines)]

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+from torch.distributions import Distribution, Normal, kl_divergence
 from torchmetrics import Metric
 
 from lowerbound.objectives import Bound
+
+ACTIVE = 0.01  # variance of the posterior's mean over data (Burda et al. 2016, appendix C)
+COLLAPSED = 0.01  # nats; a latent dimension below it carries nothing
 
 
 def sums(bound: Bound) -> Tensor:
@@ -50,6 +56,69 @@ class BoundMeans(Metric):
             return means
         means |= {"kl": kl, "elbo": reconstruction - kl}
         return means | {"log_evidence": reconstruction - kl} if self.is_exact else means
+
+
+class PerDatum(Metric):
+    """K numbers of each of N data, of which every process knows some: a sum over processes puts them together without rounding."""
+
+    full_state_update = False
+    values: Tensor
+
+    def __init__(self, num_numbers: int, num_data: int) -> None:
+        super().__init__()
+        self.add_state("values", torch.zeros(num_numbers, num_data, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, start: int, values: Tensor) -> None:
+        """Put in the numbers ``[K, n]`` of the data from `start` on."""
+        self.values[:, start : start + values.shape[1]] = values.to(self.values)
+
+    def compute(self) -> Tensor:
+        """All of them, ``[K, N]``."""
+        return self.values
+
+
+class Units(NamedTuple):
+    """Of each latent dimension ``[L]``, float64: the KL in nats per datum, the variance over data of the posterior's mean, and the mean
+    of its variance."""
+
+    kl: Tensor
+    mean_variance: Tensor
+    posterior_variance: Tensor
+
+    @property
+    def active(self) -> Tensor:
+        """Which dimensions ``[L]`` have a posterior mean that varies over data (Burda et al. 2016, appendix C)."""
+        return self.mean_variance > ACTIVE
+
+    @property
+    def collapsed(self) -> Tensor:
+        """Which dimensions ``[L]`` carry nothing: their posterior is the prior."""
+        return self.kl < COLLAPSED
+
+
+class LatentUnits(Metric):
+    """What each latent dimension is used for, from posteriors and the prior: sums over data."""
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(4, latent_dim, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, q: Distribution, prior: Distribution) -> None:
+        """Add posteriors q(z | x) of a batch ``[B]``; the KL of a dimension is that of its marginal."""
+        mean, variance = q.mean.double(), q.variance.double()  # [B, L]
+        kl = kl_divergence(Normal(mean, variance.sqrt()), Normal(prior.mean.double(), prior.stddev.double()))
+        self.total += torch.stack([kl.sum(0), mean.sum(0), mean.square().sum(0), variance.sum(0)])
+        self.count += len(mean)
+
+    def compute(self) -> Units:
+        """Those of all data so far."""
+        kl, mean, square, variance = self.total / self.count
+        return Units(kl, (square - mean.square()).clamp(min=0) * self.count / (self.count - 1), variance)
 
 
 class RootMeanSquare(Metric):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,15 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from lowerbound.metrics import COLLAPSED
+
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#F0E442", "#000000", "#999999", "#6B4C1E")
-BLUE, VERMILLION, _, ORANGE, *_, BLACK, GREY, _ = PALETTE
+BLUE, VERMILLION, GREEN, ORANGE, *_, BLACK, GREY, _ = PALETTE
 _CURVES = {"elbo": "ELBO", "reconstruction": "reconstruction", "kl": "KL"}
-COLLAPSED = 0.01  # nats; a latent dimension below it carries nothing
 DOTS: dict[str, Any] = {"markersize": 3, "markeredgewidth": 0, "alpha": 0.7, "rasterized": True}
 RESOLUTION = 150  # dots per inch of the files
 
@@ -113,38 +116,8 @@ def kl_spectrum(kl: Tensor) -> Figure:
 
     The line marks 0.01 nats, under which a dimension counts as collapsed: its posterior is the prior for every datum.
     """
-    kl = _ready(kl).mean(0) if kl.dim() == 2 else _ready(kl)
-    values = kl.sort(descending=True).values.clamp(min=1e-6)  # a logarithmic axis has no zero
-    used = int((values > COLLAPSED).sum())
-    title = f"{used} of {len(values)} latent dimensions above {COLLAPSED} nats; {kl.sum().item():.2f} nats in all"
-    figure, (axes,) = make_figure(5.2, 3.2, title)
-    ranks = torch.arange(1, len(values) + 1)
-    axes.plot(ranks[:used], values[:used], "o", color=BLUE, markersize=5)
-    axes.plot(ranks[used:], values[used:], "o", color=ORANGE, markersize=5)
-    axes.axhline(COLLAPSED, color=BLACK, linewidth=0.8, linestyle="--", label=f"collapsed: below {COLLAPSED} nats")
-    axes.legend(frameon=False, fontsize=8)
-    axes.set_ylim(min(COLLAPSED, values.min().item()) / 3, 2 * max(COLLAPSED, values.max().item()))
-    axes.set(yscale="log", xlabel="latent dimension, in order of KL", ylabel="KL(q(z | x), p(z)), nats per datum")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return figure
-
-
-def rate_distortion(rate: Sequence[float], distortion: Sequence[float], beta: Sequence[float]) -> Figure:
-    """Models trained at several beta: distortion -E_q log p(x | z) against rate KL, both in nats per datum.
-
-    The line through beta = 1 joins all pairs with its ELBO, -(rate + distortion); what lies above has a lower one.
-    """
-    points = sorted(zip(beta, rate, distortion, strict=True))
-    figure, (axes,) = make_figure(5.2, 4.0, "Rate and distortion")
-    axes.plot([r for _, r, _ in points], [d for *_, d in points], color=BLUE, marker="o", markersize=5, linewidth=1.2)
-    for b, r, d in points:
-        axes.annotate(rf"$\beta$ = {b:g}", (r, d), xytext=(7, 5), textcoords="offset points", fontsize=8)
-        if b == 1:
-            axes.plot(r, d, "o", color=VERMILLION, markersize=8, zorder=3)
-            axes.axline((r, d), slope=-1, color=GREY, linewidth=0.9, linestyle="--", label=f"ELBO = {-r - d:.2f} nats")
-            axes.legend(frameon=False, fontsize=8)
-    axes.margins(x=0.14)
-    axes.set(xlabel="rate: KL, nats per datum", ylabel="distortion: negative reconstruction, nats per datum")
+    figure, (axes,) = make_figure(5.2, 3.2, "")
+    draw_kl_spectrum(axes, kl)
     return figure
 
 
@@ -153,6 +126,11 @@ def pixels(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure as a file, of the kind that the path's ending names."""
+    Image.fromarray(pixels(figure)).save(path)
 
 
 def _ready(x: Tensor) -> Tensor:
@@ -183,6 +161,23 @@ def show_grid(axes: Axes, x: Tensor, shape: Sequence[int], columns: int, limits_
     axes.set(xticks=[], yticks=[])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+
+
+def draw_kl_spectrum(axes: Axes, kl: Tensor) -> None:
+    """The dots of `kl_spectrum` with their threshold and their title, in a panel."""
+    kl = _ready(kl).mean(0) if kl.dim() == 2 else _ready(kl)
+    values = kl.sort(descending=True).values.clamp(min=1e-6)  # a logarithmic axis has no zero
+    used = int((values > COLLAPSED).sum())
+    title = f"{used} of {len(values)} latent dimensions above {COLLAPSED} nats; {kl.sum().item():.2f} nats in all"
+    axes.set_title(title, fontsize=10, loc="left")
+    ranks = torch.arange(1, len(values) + 1)
+    axes.plot(ranks[:used], values[:used], "o", color=BLUE, markersize=5)
+    axes.plot(ranks[used:], values[used:], "o", color=ORANGE, markersize=5)
+    axes.axhline(COLLAPSED, color=BLACK, linewidth=0.8, linestyle="--", label=f"collapsed: below {COLLAPSED} nats")
+    axes.legend(frameon=False, fontsize=8)
+    axes.set_ylim(min(COLLAPSED, values.min().item()) / 3, 2 * max(COLLAPSED, values.max().item()))
+    axes.set(yscale="log", xlabel="latent dimension, in order of KL", ylabel="KL(q(z | x), p(z)), nats per datum")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _cloud_of_entries(inputs: Tensor, outputs: Tensor, names: tuple[str, str], title: str, most: int = 5000) -> Figure:

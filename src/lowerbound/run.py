@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,20 +14,21 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import ArrayLike
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from lowerbound import folder as files
 from lowerbound.callbacks import BestWeights, Pictures
+from lowerbound.circumstances import announce, circumstances
 from lowerbound.data import InMemory
 from lowerbound.data.prepare import Preparation
 from lowerbound.errors import whole
 from lowerbound.fit import Fit
 from lowerbound.instantiate import instantiate
 from lowerbound.model import LatentVariableModel
-from lowerbound.studies import Study, unit, written
+from lowerbound.report import write_report
+from lowerbound.studies import Study
 from lowerbound.tracking import MetricsFile, finish
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
@@ -120,8 +120,9 @@ def train(config: DictConfig) -> float:
         raise
     finish(trainer.loggers, results)
     if trainer.is_global_zero:
-        results |= circumstances(trainer, fit, seconds, str(config.name))
+        results |= circumstances(trainer, fit, data, seconds, str(config.name))
         files.write_results(folder, results)
+        write_report(folder)
         announce(results, folder)
     return results[fit.monitor]
 
@@ -178,41 +179,3 @@ def conclude(trainer: Trainer, fit: Fit, data: LightningDataModule, folder: Path
         if isinstance(callback, Study):
             numbers |= callback.conclude(trainer, fit)
     return numbers | {"optimizer_steps": steps, "epochs": epochs}
-
-
-def circumstances(trainer: Trainer, fit: Fit, seconds: float, name: str) -> dict[str, Any]:
-    """How, where and how fast the numbers came about. The seconds are those of the fit, its validations and pictures included."""
-    floored = fit.evaluation_model.likelihood.floored()
-    return {
-        "name": name,
-        "monitor": fit.monitor,
-        "parameters": sum(p.numel() for p in fit.model.parameters()),
-        "seconds": round(seconds, 3),
-        "images_per_second": round(fit.rows_seen * trainer.world_size / seconds, 1),
-        "precision": trainer.precision,
-        "device": files.device_name(trainer.strategy.root_device),
-        "devices": trainer.world_size,
-        "versions": files.versions(),
-        "git_commit": files.git_commit(),
-        "remarks": fit.remarks + ([floored] if floored else []),
-    }
-
-
-def counted(number: int, what: str) -> str:
-    """The number with the word for it."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-@rank_zero_only
-def announce(results: dict[str, Any], folder: Path) -> None:
-    """Print the numbers, the remarks, and where the pictures are."""
-    numbers = {key: value for key, value in results.items() if key.startswith(("test/", "study/"))}
-    width = max(map(len, numbers), default=0) + 2
-    lines = [f"  {key:<{width}}{written(value)}{unit(key)}" for key, value in numbers.items()]
-    print(f"\n{results['name']}: {counted(results['optimizer_steps'], 'optimizer step')} in {results['seconds']:.1f} s")
-    print("\n".join([*lines, *(f"  note: {remark}" for remark in results["remarks"])]))
-    here = Path(os.path.relpath(folder))
-    if (folder / files.FIGURES).is_dir():
-        print(f"  pictures: {here / files.FIGURES}")
-    if (folder / files.WEIGHTS).is_file():
-        print(f"  load it:  lowerbound.load({str(here)!r})")

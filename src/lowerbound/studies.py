@@ -37,37 +37,6 @@ from lowerbound.schedules import Step
 from lowerbound.tracking import send_picture
 
 CHUNK = 128  # grid points at a time: a few megabytes, which stay in the processor's cache
-NOT_NATS = (
-    *(
-        "accuracy",
-        "components",
-        "degrees",
-        "dim",
-        "dimensions",
-        "error",
-        "evaluations",
-        "points",
-        "ratio",
-        "rmse",
-        "scale",
-        "seconds",
-        "share",
-        "steps",
-    ),
-    "variance",
-)
-
-
-def unit(key: str) -> str:
-    """What to write behind the number of that name."""
-    return "" if key.rpartition("_")[2] in NOT_NATS else " nats"
-
-
-def written(value: float) -> str:
-    """A number in twelve places, with four decimals where they say something."""
-    if value == round(value) and 0 < abs(value) < 1e7:
-        return f"{value:>12.0f}"
-    return f"{value:>12.4f}" if value == 0 or 0.01 <= abs(value) < 1e7 else f"{value:>12.3g}"
 
 
 class Answer(NamedTuple):

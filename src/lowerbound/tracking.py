@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from shutil import rmtree
@@ -179,6 +179,13 @@ def send_picture(logger: Logger, name: str, pixels: np.ndarray, step: int) -> No
         logger.log_image(name, [pixels], step)
     elif isinstance(logger, TensorBoardLogger):
         logger.experiment.add_image(name, pixels, step, dataformats="HWC")
+
+
+@rank_zero_only
+def send_table(logger: Logger, name: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """Give a table of text to a logger that shows tables (W&B)."""
+    if isinstance(logger, WandbLogger):
+        logger.log_table(name, columns=list(headings), data=[list(line) for line in lines])
 
 
 def _mode(wanted: str | None) -> str:

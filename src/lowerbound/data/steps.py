@@ -55,6 +55,10 @@ class Dequantize(Step):
         """The integer below y."""
         return y.floor()
 
+    def extra_repr(self) -> str:
+        """What it is of."""
+        return f"{self.levels} levels"
+
 
 class Scale(Step):
     """x / divisor."""
@@ -66,6 +70,10 @@ class Scale(Step):
     def forward(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """x / divisor."""
         return x / self.divisor
+
+    def extra_repr(self) -> str:
+        """By what."""
+        return f"{self.divisor:g}"
 
     def inverse(self, y: Tensor) -> Tensor:
         """y * divisor."""

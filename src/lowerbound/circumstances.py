@@ -1,0 +1,74 @@
+"""What a run was: its model in equations and its data, and how, where and how fast its numbers came about."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+from lowerbound import folder as files
+from lowerbound.data.module import PARTS, TensorDataModule
+from lowerbound.equations import equations
+from lowerbound.fit import Fit
+from lowerbound.wording import unit, written
+
+
+def circumstances(trainer: Trainer, fit: Fit, data: LightningDataModule, seconds: float, name: str) -> dict[str, Any]:
+    """All of it, for results.json. The seconds are those of the fit, its validations and pictures included."""
+    floored = fit.evaluation_model.likelihood.floored()
+    return {
+        "name": name,
+        "monitor": fit.monitor,
+        "equations": equations(fit.evaluation_model),
+        "data": described(data),
+        "measure": measure(fit, data),
+        "parameters": sum(p.numel() for p in fit.model.parameters()),
+        "seconds": round(seconds, 3),
+        "images_per_second": round(fit.rows_seen * trainer.world_size / seconds, 1),
+        "precision": trainer.precision,
+        "device": files.device_name(trainer.strategy.root_device),
+        "devices": trainer.world_size,
+        "versions": files.versions(),
+        "git_commit": files.git_commit(),
+        "remarks": fit.remarks + ([floored] if floored else []),
+    }
+
+
+def described(data: LightningDataModule) -> dict[str, Any]:
+    """The kind of the data, how many rows of how many numbers, and what was made of them before the model saw them."""
+    if not isinstance(data, TensorDataModule):
+        return {"kind": type(data).__name__}
+    counts = {name: data.count(name) for name in PARTS}
+    kind = getattr(data, "dataset", type(data).__name__)
+    return {"kind": kind, "dim": data.dim, "preparation": [str(step) for step in data.prepare.chain]} | counts
+
+
+def measure(fit: Fit, data: LightningDataModule) -> str | None:
+    """What the numbers of a run are; those of different kinds never share a ranking. None: data of the user's own, which do not say."""
+    if not fit.evaluation_model.is_bounded:
+        return "squared errors and cross-entropies, no log p(x)"
+    if not isinstance(data, TensorDataModule):
+        return None
+    return "probabilities of discrete data" if data.prepare.is_discrete else "densities of real data"
+
+
+def counted(number: int, what: str) -> str:
+    """The number with the word for it."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+@rank_zero_only
+def announce(results: dict[str, Any], folder: Path) -> None:
+    """Print the numbers, the remarks, and where the pictures are."""
+    numbers = {key: value for key, value in results.items() if key.startswith(("test/", "study/"))}
+    width = max(map(len, numbers), default=0) + 2
+    lines = [f"  {key:<{width}}{written(value)}{unit(key)}" for key, value in numbers.items()]
+    print(f"\n{results['name']}: {counted(results['optimizer_steps'], 'optimizer step')} in {results['seconds']:.1f} s")
+    print("\n".join([*lines, *(f"  note: {remark}" for remark in results["remarks"])]))
+    here = Path(os.path.relpath(folder))
+    print(f"  report:   {here / files.REPORT}")
+    if (folder / files.WEIGHTS).is_file():
+        print(f"  load it:  lowerbound.load({str(here)!r})")

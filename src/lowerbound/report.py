@@ -1,0 +1,146 @@
+"""`report.html`: a run folder as one page that needs no network.
+
+What was run, its numbers with their units, its pictures, and how to load it. The page is a function of the folder's files and
+of nothing else, so whoever changes one of them (a training, an evaluation) writes it anew.
+"""
+
+from __future__ import annotations
+
+import shlex
+from base64 import b64encode
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from lowerbound import folder as files
+from lowerbound.defaults import Difference, differences
+from lowerbound.wording import EVIDENCE, MEANINGS, evidence_cells, unit, words, written
+
+CAPTIONS = {
+    "learning_curves": "Training and validation, over optimizer steps",
+    "reconstructions": "Data and what the model makes of their codes",
+    "filled_in": "Hidden entries and what the model fills in",
+    "samples": "Draws of the model",
+    "components": "The components of the mixture",
+    "latent_plane": "Codes of validation data",
+    "loadings": "The columns of W",
+    "eigenvalue_spectrum": "Variances of data and model, and the noise",
+    "kl_per_dimension": "What each latent dimension carries",
+    "interpolation": "From code to code, on a straight and on a spherical way",
+    "latent_traversal": "One latent dimension at a time",
+    "importance_weighted_curve": "The bound against its number of samples, over what else is known of log p(x)",
+    "collapse": "Which latent dimensions are used, and which have collapsed",
+}
+
+
+BROAD = 2.0  # times its height
+
+
+def write_report(folder: Path) -> Path | None:
+    """Write the page of a finished run; None, and nothing, where there are no results.
+
+    Returns:
+        Where it is.
+    """
+    results = files.read_json(folder / files.RESULTS)
+    if results is None:
+        return None
+    page = (
+        environment()
+        .get_template("run.html")
+        .render(
+            title=results.get("name", folder.name),
+            folder=folder.name,
+            results=results,
+            command=command(folder),
+            differences=changed(folder / files.CONFIG),
+            facts=facts(results),
+            numbers=numbers(results),
+            headings=EVIDENCE,
+            evaluation=evaluation(folder),
+            pictures=pictures(folder / files.FIGURES),
+            is_loadable=(folder / files.WEIGHTS).is_file(),
+        )
+    )
+    path = folder / files.REPORT
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def environment() -> Environment:
+    """The templates of this package; what is filled in is escaped, and what is missing is an error."""
+    return Environment(loader=PackageLoader("lowerbound"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+def command(folder: Path) -> str | None:
+    """The command line that makes such a run."""
+    overrides = files.read_overrides(folder)
+    return None if overrides is None else shlex.join(["lowerbound-train", *overrides])
+
+
+def changed(path: Path) -> list[Difference]:
+    """How the configuration differs from the default one."""
+    config = OmegaConf.load(path) if path.is_file() else None
+    return differences(config) if isinstance(config, DictConfig) else []
+
+
+def facts(results: Mapping[str, Any]) -> dict[str, str]:
+    """What was run, and on what, by name."""
+    data = dict(results.get("data", {}))
+    counts = ", ".join(
+        f"{data[part]:,} {name}" for part, name in (("train", "training"), ("val", "validation"), ("test", "test")) if part in data
+    )
+    steps = f"{results['optimizer_steps']:,} optimizer steps in {results['epochs']:,} epochs" if "epochs" in results else ""
+    seconds = results.get("seconds")
+    told = {
+        "data": f"{data.get('kind', '')}: {counts}; {data['dim']} numbers each" if counts else str(data.get("kind", "")),
+        "prepared by": ", ".join(data.get("preparation", [])),
+        "parameters": f"{results['parameters']:,}" if "parameters" in results else "",
+        "learnt by": steps,
+        "time": "" if seconds is None else f"{seconds:,.1f} s, {results.get('images_per_second', 0):,.0f} data per second",
+        "device": f"{results.get('devices', 1)} x {results['device']}, precision {results['precision']}" if "device" in results else "",
+        "versions": ", ".join(f"{name} {version}" for name, version in results.get("versions", {}).items()),
+        "commit": results.get("git_commit") or "",
+    }
+    return {name: text for name, text in told.items() if text}
+
+
+def numbers(results: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The numbers of validation, test and studies: a line for each quantity, with its unit and what it is."""
+    rank = {name: i for i, name in enumerate(MEANINGS)}
+    keys = sorted((key for key in results if key.startswith(("val/", "test/", "study/"))), key=lambda key: rank.get(key.split("/")[1], 99))
+    found: dict[str, dict[str, str]] = {}
+    for key in keys:
+        part, _, name = key.partition("/")
+        line = found.setdefault(name, {"name": words(name), "unit": unit(name).strip(), "meaning": MEANINGS.get(name, "")})
+        line["test" if part == "study" else part] = written(results[key]).strip()
+    return [{"val": "", "test": ""} | line for line in found.values()]
+
+
+def evaluation(folder: Path) -> dict[str, Any] | None:
+    """What `lowerbound-evaluate` found, with the lines of its table as text; None where it was not asked."""
+    found = files.read_json(folder / files.EVALUATION)
+    return found and found | {"rows": [evidence_cells(row) for row in found["evidence"] + found["baselines"]]}
+
+
+def pictures(folder: Path) -> list[dict[str, str]]:
+    """The pictures of a folder as data URIs with their captions: those that are known first, in the order of `CAPTIONS`."""
+    order = {name: i for i, name in enumerate(CAPTIONS)}
+    paths = sorted(folder.glob("*.png"), key=lambda path: (order.get(path.stem, len(order)), path.stem))
+    return [picture(path, CAPTIONS.get(path.stem, words(path.stem))) for path in paths]
+
+
+def picture(path: Path, caption: str) -> dict[str, str]:
+    """A picture for a page; one that is much wider than high gets the page's whole width."""
+    with Image.open(path) as image:
+        kind = "broad" if image.width > BROAD * image.height else "usual"
+    return {"name": path.stem, "caption": caption, "uri": data_uri(path), "kind": kind}
+
+
+def data_uri(path: Path) -> str:
+    """A PNG file as text that a page can hold."""
+    return f"data:image/png;base64,{b64encode(path.read_bytes()).decode()}"

@@ -1,0 +1,99 @@
+"""The runs of a sweep, as their folders tell: what sets each apart, its results, and which were asked for and are not there.
+
+A run that failed has a folder without results.json; one that did not begin has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from lowerbound.folder import EVALUATION, FAILURE, OVERRIDES, RESULTS, read_json, read_overrides
+
+COMMAND = "multirun.yaml"  # Hydra's own note of what a sweep is over
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a sweep: its folder, its overrides, which of them set it apart, and its results (None: it failed)."""
+
+    folder: Path
+    overrides: dict[str, str]
+    choices: dict[str, str]
+    results: dict[str, Any] | None
+
+    @property
+    def name(self) -> str:
+        """What sets it apart, as it was written on the command line."""
+        return named(self.choices) or self.folder.name
+
+    def number(self, key: str) -> float | None:
+        """A number of its results, if it has it."""
+        return None if self.results is None else self.results.get(key)
+
+    @property
+    def beta(self) -> float:
+        """The weight of the KL that it was trained with; 1 where the command line does not say."""
+        return float(self.overrides.get("objective.beta", 1.0))
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """What `lowerbound-evaluate` found; empty where it was not asked."""
+        return read_json(self.folder / EVALUATION) or {}
+
+    @property
+    def state(self) -> str:
+        """Finished, or why not, in a line."""
+        if self.results is not None:
+            return "finished"
+        path = self.folder / FAILURE
+        if not path.is_file():
+            return "no results: it still runs, or was stopped from outside"
+        return f"failed: {path.read_text(encoding='utf-8').strip().splitlines()[0]}"
+
+
+def named(choices: Mapping[str, str]) -> str:
+    """Choices as they are written on the command line."""
+    return " ".join(f"{key}={value}" for key, value in choices.items())
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """The runs of a sweep's folder, in the order of the numbers swept over, else in that of their start."""
+    found = sorted(folder.glob(f"*/{OVERRIDES}"), key=lambda path: path.stat().st_mtime_ns)
+    overrides = {path.parents[1]: _split(read_overrides(path.parents[1]) or []) for path in found}
+    keys = dict.fromkeys(key for own in overrides.values() for key in own)
+    varied = [key for key in keys if len({own.get(key) for own in overrides.values()}) > 1]
+    runs = [Run(path, own, {key: own[key] for key in varied if key in own}, read_json(path / RESULTS)) for path, own in overrides.items()]
+    return sorted(runs, key=lambda run: [_as_number(run.choices.get(key, "")) for key in varied])
+
+
+def not_begun(folder: Path, runs: list[Run]) -> list[str]:
+    """The runs of the grid that the sweep was started with last, of which there is no folder; none of a sweep that is no grid."""
+    path = folder / COMMAND
+    hydra = OmegaConf.load(path).hydra if path.is_file() else None
+    if hydra is None or not str(hydra.sweeper._target_).endswith(BasicSweeper.__name__):
+        return []
+    words = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()] + list(hydra.overrides.task)
+    (grid,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), None)
+    wanted = [_split(point) for point in grid]
+    there = [run.overrides for run in runs]
+    varied = [key for key in wanted[0] if len({point[key] for point in wanted}) > 1]
+    return [named({key: point[key] for key in varied}) for point in wanted if point not in there]
+
+
+def _split(words: list[str]) -> dict[str, str]:
+    split = (word.partition("=") for word in words)
+    return {key: value for key, _, value in split}
+
+
+def _as_number(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        return 0.0  # words keep the order of the runs

@@ -1,0 +1,161 @@
+"""The table of a sweep: means over seeds, their intervals, what is best and what may be compared; and its files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from scipy import stats
+
+from lowerbound.runs import read_runs
+from lowerbound.summary import Cell, rises, tables
+from lowerbound.sweep_report import summarize
+
+DENSITY: dict[str, Any] = {"measure": "densities of real data", "data": {"kind": "Digits"}, "seconds": 1.0, "monitor": "val/elbo"}
+
+
+def write(folder: Path, overrides: list[str], results: dict[str, Any] | None) -> Path:
+    place = folder / ",".join(overrides)
+    (place / ".hydra").mkdir(parents=True)
+    OmegaConf.save(OmegaConf.create(overrides), place / ".hydra" / "overrides.yaml")
+    if results is not None:
+        (place / "results.json").write_text(json.dumps(results))
+    return place
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Two values of beta with three seeds each, of which one failed."""
+    folder = tmp_path / "a_b%"
+    for beta, elbos in (("1", (10.0, 11.0, 13.0)), ("4", (20.0, 21.0))):
+        for seed, elbo in enumerate(elbos):
+            write(
+                folder, [f"objective.beta={beta}", f"seed={seed}"], DENSITY | {"test/elbo": elbo, "test/kl": 5.0 + seed, "test/loss": -elbo}
+            )
+    failed = write(folder, ["objective.beta=4", "seed=2"], None)
+    (failed / "failure.txt").write_text("ValueError: the loss is nan\nand more\n")
+    return folder
+
+
+def test_the_interval_is_that_of_students_t() -> None:
+    values = [10.0, 11.0, 13.0]
+    cell = Cell.of(values)
+    low, high = stats.t.interval(0.95, 2, loc=sum(values) / 3, scale=stats.sem(values))
+    assert (cell.mean - cell.half_width, cell.mean + cell.half_width) == pytest.approx((low, high), rel=1e-12)  # type: ignore[operator]
+    assert Cell.of([2.0]).half_width is None
+
+
+@pytest.mark.parametrize(
+    ("mean", "half_width", "text"),
+    [
+        (12.34567, 0.0234, "12.346 ± 0.023"),
+        (1234.5, 67.0, "1234 ± 67"),
+        (-0.5, 2.0, "-0.5 ± 2.0"),
+        (3.0, None, "3"),
+        (1.0, 0.0, "1.0 ± 0.0"),
+    ],
+)
+def test_a_cell_has_the_decimals_that_its_interval_can_bear(mean: float, half_width: float | None, text: str) -> None:
+    assert str(Cell(mean, half_width, 2)) == text
+
+
+def test_a_line_is_a_configuration_over_its_seeds(sweep: Path) -> None:
+    (table,) = tables(read_runs(sweep))
+    first, second = table.lines
+    assert (first.name, second.name) == ("objective.beta=1", "objective.beta=4")
+    assert first.cells["test/elbo"].mean == pytest.approx(34 / 3)
+    assert (second.cells["test/elbo"].count, len(second.failed)) == (2, 1)
+    assert table.columns == ["test/elbo", "test/kl", "test/loss", "seconds"]
+
+
+def test_only_what_says_how_good_a_model_is_has_a_best(sweep: Path) -> None:
+    (table,) = tables(read_runs(sweep))
+    assert [line.best for line in table.lines] == [frozenset(), frozenset({"test/elbo"})]
+    assert [rises(f"test/{name}") for name in ("log_evidence", "imputation_rmse", "reconstruction", "kl", "loss")] == [
+        True,
+        False,
+        None,
+        None,
+        None,
+    ]
+    assert rises("evidence/IWAE-5000") is True
+    assert rises("study/knn_accuracy") is True
+    assert rises("seconds") is None
+
+
+def test_densities_and_probabilities_never_share_a_ranking(sweep: Path) -> None:
+    write(
+        sweep,
+        ["likelihood=bernoulli", "objective.beta=1", "seed=0"],
+        DENSITY | {"measure": "probabilities of discrete data", "test/elbo": -90.0},
+    )
+    other = write(
+        sweep, ["data.prepare.levels=9", "objective.beta=1", "seed=0"], DENSITY | {"data": {"kind": "Digits", "preparation": ["x"]}}
+    )
+    found = tables(read_runs(sweep))
+    assert sorted(len(table.lines) for table in found) == [1, 1, 2]
+    assert {table.measure for table in found} == {"densities of real data", "probabilities of discrete data"}
+    assert other.name
+
+
+def test_a_failed_run_stands_with_the_others_of_its_configuration(sweep: Path) -> None:
+    """Its own folder cannot say of what kind its densities would have been."""
+    write(sweep, ["likelihood=bernoulli", "seed=0"], DENSITY | {"measure": "probabilities of discrete data"})
+    write(sweep, ["likelihood=bernoulli", "seed=1"], None)
+    _, bits = sorted(tables(read_runs(sweep)), key=lambda table: table.measure)
+    (line,) = bits.lines
+    assert (len(line.runs), len(line.failed)) == (2, 1)
+
+
+def test_evidence_is_a_column_where_it_was_evaluated(sweep: Path) -> None:
+    rows = [{"quantity": name, "mean": mean} for name, mean in (("IWAE-100", 2.0), ("IWAE-10", 1.0), ("IWAE-100", 7.0))]
+    run = read_runs(sweep)[0]
+    (run.folder / "evaluation.json").write_text(json.dumps({"evidence": rows}))
+    (table,) = tables(read_runs(sweep))
+    assert [key for key in table.columns if key.startswith("evidence")] == ["evidence/IWAE-10", "evidence/IWAE-100"]
+    assert table.lines[0].cells["evidence/IWAE-100"] == Cell(2.0, None, 1), "that of all rows, which comes first"
+
+
+def test_a_number_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
+    write(tmp_path, ["seed=0"], DENSITY | {"test/elbo": float("nan"), "test/kl": 1.0})
+    (table,) = tables(read_runs(tmp_path))
+    assert "test/elbo" not in table.columns
+
+
+def test_the_files_for_a_paper(sweep: Path) -> None:
+    printed = list(summarize(sweep))
+    assert printed[-2:] == [
+        "objective.beta=4 seed=2: failed: ValueError: the loss is nan",
+        f"report: {printed[-1].removeprefix('report: ')}",
+    ]
+    rows = list(csv.DictReader((sweep / "table.csv").open()))
+    assert [(row["configuration"], row["runs"], row["failed"]) for row in rows] == [
+        ("objective.beta=1", "3", "0"),
+        ("objective.beta=4", "3", "1"),
+    ]
+    assert float(rows[0]["test/elbo"]) == pytest.approx(34 / 3, rel=1e-15)
+    half_width = 4.302652729749464 * stats.tstd([10, 11, 13]) / 3**0.5  # t of 2 degrees of freedom
+    assert float(rows[0]["test/elbo ± 95%"]) == pytest.approx(half_width, rel=1e-9)
+    markdown = (sweep / "table.md").read_text()
+    assert "**20.5 ± 6.4**" in markdown
+    assert "2 (1 failed)" in markdown
+    latex = (sweep / "table.tex").read_text()
+    assert r"\textbf{20.5 $\pm$ 6.4}" in latex
+    assert latex.count(r"\\") == 3
+    assert "objective.beta=1" in latex
+
+
+def test_what_means_something_to_tex_is_escaped(tmp_path: Path) -> None:
+    for name in ("50%_a&b", "c"):
+        write(tmp_path, [f"name_of={name}"], DENSITY | {"test/elbo": 1.0})
+    list(summarize(tmp_path))
+    assert r"name\_of=50\%\_a\&b" in (tmp_path / "table.tex").read_text()
+
+
+def test_a_folder_without_runs_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no run in it"):
+        list(summarize(tmp_path))
