@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--samples", type=int, default=1000, help="a multiple of each batch size")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[100, 1000], help="samples that pythae takes at once")
-    parser.add_argument("--rows", type=int, default=WEIGHTED_ROWS, help="images that lowerbound takes at once; the default is that of its evidence")
+    parser.add_argument("--rows", type=int, default=WEIGHTED_ROWS, help="images that lowerbound takes at once")
     parser.add_argument("--chunk", type=int, default=CHUNK["cpu"], help="samples of each that lowerbound takes at once; likewise")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1000, help="of training, where there is no run")

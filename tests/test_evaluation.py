@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from scipy import stats
 
 import commands
 import lowerbound
+from lowerbound import evaluation
 from lowerbound.baselines import Baseline, baselines
 from lowerbound.cli import evaluate
 from lowerbound.covariances import Diagonal
@@ -157,6 +159,29 @@ def test_the_runs_of_a_sweep_are_all_evaluated(run: Path, command: Evaluate) -> 
     _, out, _ = command(f"run={run.parent.parent}", "num_samples=[1]", "annealing.num_data=0", "num_data=20")
     assert str(run) in out
     assert "AIS" not in out
+
+
+def test_runs_on_the_same_data_share_their_simple_models(
+    run: Path, command: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a sweep over anything but the data they are learnt once, and each run has them."""
+    asked: list[int] = []
+
+    def counted(*arguments: Any) -> list[Baseline]:
+        asked.append(1)
+        return [Baseline(estimate("simple", -3.0), None)]
+
+    monkeypatch.setattr(evaluation, "baselines", counted)
+    for name, batch_size in (("a", None), ("b", None), ("c", 3)):
+        copytree(run, tmp_path / name)
+        if batch_size:
+            config = OmegaConf.load(run / "config.yaml")
+            config.data.batch_size = batch_size
+            OmegaConf.save(config, tmp_path / name / "config.yaml")
+    command(str(tmp_path), "num_samples=[1]", "annealing.num_data=0", "num_data=20")
+    assert len(asked) == 2
+    for name in "abc":
+        assert json.loads((tmp_path / name / "evaluation.json").read_text())["baselines"][0]["quantity"] == "simple"
 
 
 def test_simple_models_of_the_same_data_stand_beside_it(run: Path, command: Evaluate) -> None:

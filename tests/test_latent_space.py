@@ -14,9 +14,10 @@ from torch.distributions import Independent, Normal
 import lowerbound
 from lowerbound import latent_space as spaces
 from lowerbound.data import InMemory
-from lowerbound.latent_space import beta_at_the_end, labels_from_codes, parts_of_the_kl, rate_and_distortion, shared_scale, use_of_units
+from lowerbound.latent_space import labels_from_codes, parts_of_the_kl, rate_and_distortion, shared_scale, use_of_units
 from lowerbound.metrics import LatentUnits, PerDatum, Units
 from lowerbound.model import LatentVariableModel
+from lowerbound.runs import beta_at_the_end
 
 SIX = 6.0
 

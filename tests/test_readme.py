@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 
 from zoo import CONF, composed
 
@@ -29,6 +30,14 @@ def block(language: str, first: str) -> str:
 def test_every_command_composes(command: str) -> None:
     words = [word for word in shlex.split(command)[1:] if not word.startswith("-")]
     assert composed(*[re.sub(r"=([^\[{,]+),.*", r"=\1", word) for word in words]), "of a sweep, its first values"
+
+
+@pytest.mark.parametrize("line", re.findall(r"^\$ .*?lowerbound-((?:evaluate|predict|report) .*?)(?:  .*)?$", README, re.MULTILINE))
+def test_every_command_on_run_folders_composes(line: str) -> None:
+    name, folder, *words = shlex.split(line)
+    key = "folder" if name == "report" else "run"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert compose(name, [f"{key}={folder}", *words])[key] == folder
 
 
 def test_there_are_commands() -> None:

@@ -11,6 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 from scipy import stats
 
+import commands
+from lowerbound import cli
 from lowerbound.runs import read_runs
 from lowerbound.summary import Cell, rises, tables
 from lowerbound.sweep_report import summarize
@@ -33,9 +35,9 @@ def sweep(tmp_path: Path) -> Path:
     folder = tmp_path / "a_b%"
     for beta, elbos in (("1", (10.0, 11.0, 13.0)), ("4", (20.0, 21.0))):
         for seed, elbo in enumerate(elbos):
-            write(
-                folder, [f"objective.beta={beta}", f"seed={seed}"], DENSITY | {"test/elbo": elbo, "test/kl": 5.0 + seed, "test/loss": -elbo}
-            )
+            numbers = {"test/elbo": elbo, "test/kl": 5.0 + seed, "test/reconstruction": elbo + 5.0 + seed, "test/loss": -elbo}
+            place = write(folder, [f"objective.beta={beta}", f"seed={seed}"], DENSITY | numbers)
+            OmegaConf.save(OmegaConf.create({"objective": {"beta": float(beta)}}), place / "config.yaml")
     failed = write(folder, ["objective.beta=4", "seed=2"], None)
     (failed / "failure.txt").write_text("ValueError: the loss is nan\nand more\n")
     return folder
@@ -69,7 +71,7 @@ def test_a_line_is_a_configuration_over_its_seeds(sweep: Path) -> None:
     assert (first.name, second.name) == ("objective.beta=1", "objective.beta=4")
     assert first.cells["test/elbo"].mean == pytest.approx(34 / 3)
     assert (second.cells["test/elbo"].count, len(second.failed)) == (2, 1)
-    assert table.columns == ["test/elbo", "test/kl", "test/loss", "seconds"]
+    assert table.columns == ["test/elbo", "test/reconstruction", "test/kl", "test/loss", "seconds"]
 
 
 def test_only_what_says_how_good_a_model_is_has_a_best(sweep: Path) -> None:
@@ -85,6 +87,14 @@ def test_only_what_says_how_good_a_model_is_has_a_best(sweep: Path) -> None:
     assert rises("evidence/IWAE-5000") is True
     assert rises("study/knn_accuracy") is True
     assert rises("seconds") is None
+
+
+def test_a_density_that_only_its_floor_limits_is_marked_and_not_ranked(sweep: Path) -> None:
+    best = next(run for run in read_runs(sweep) if run.number("test/elbo") == 21.0)
+    (best.folder / "results.json").write_text(json.dumps(best.results | {"is_floored": True}))  # type: ignore[operator]
+    (table,) = tables(read_runs(sweep))
+    assert [line.best for line in table.lines] == [frozenset(), frozenset()], "of two lines one is left, which is no ranking"
+    assert "2 (1 failed, 1 at the variance floor)" in "\n".join(summarize(sweep))
 
 
 def test_densities_and_probabilities_never_share_a_ranking(sweep: Path) -> None:
@@ -112,11 +122,13 @@ def test_a_failed_run_stands_with_the_others_of_its_configuration(sweep: Path) -
 
 
 def test_evidence_is_a_column_where_it_was_evaluated(sweep: Path) -> None:
+    units = {"latent": {"units": {"active": 7}}}
     rows = [{"quantity": name, "mean": mean} for name, mean in (("IWAE-100", 2.0), ("IWAE-10", 1.0), ("IWAE-100", 7.0))]
     run = read_runs(sweep)[0]
-    (run.folder / "evaluation.json").write_text(json.dumps({"evidence": rows}))
+    (run.folder / "evaluation.json").write_text(json.dumps({"evidence": rows} | units))
     (table,) = tables(read_runs(sweep))
     assert [key for key in table.columns if key.startswith("evidence")] == ["evidence/IWAE-10", "evidence/IWAE-100"]
+    assert table.lines[0].cells["latent/active_units"].mean == 7
     assert table.lines[0].cells["evidence/IWAE-100"] == Cell(2.0, None, 1), "that of all rows, which comes first"
 
 
@@ -154,6 +166,28 @@ def test_what_means_something_to_tex_is_escaped(tmp_path: Path) -> None:
         write(tmp_path, [f"name_of={name}"], DENSITY | {"test/elbo": 1.0})
     list(summarize(tmp_path))
     assert r"name\_of=50\%\_a\&b" in (tmp_path / "table.tex").read_text()
+
+
+def test_the_same_tables_and_pictures_go_to_wandb(sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    command = commands.called("lowerbound-report", cli.report, sweep.parent, monkeypatch, capsys)
+    code, out, _ = command("a_b%", "logger=wandb")
+    assert code == 0
+    assert "**20.5 ± 6.4**" in out
+    (table,) = sweep.glob("wandb/*/files/media/table/**/*.table.json")
+    assert json.loads(table.read_text())["data"][1][:3] == ["objective.beta=4", "2 (1 failed)", "20.5 ± 6.4"]
+    assert list(sweep.glob("wandb/*/files/media/images/figures/rate_distortion_*.png"))
+
+
+def test_a_folder_that_is_no_sweep_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    command = commands.called("lowerbound-report", cli.report, tmp_path, monkeypatch, capsys)
+    (tmp_path / "empty").mkdir()
+    code, _, err = command("empty")
+    assert (code, len(err.splitlines())) == (2, 2)
+    assert "there is no run in it" in err
+    code, _, err = command()
+    assert code == 2
+    assert "folder" in err
 
 
 def test_a_folder_without_runs_is_said_so(tmp_path: Path) -> None:

@@ -48,7 +48,9 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capt
                 raise ValueError("no luck with this one")
             beta = float(cfg.objective.beta)
             numbers = {"test/elbo": -beta - 10 / beta, "test/kl": 10 / beta, "test/reconstruction": -beta}
-            (Path(HydraConfig.get().runtime.output_dir) / "results.json").write_text(json.dumps(numbers))
+            folder = Path(HydraConfig.get().runtime.output_dir)
+            OmegaConf.save(cfg, folder / "config.yaml")
+            (folder / "results.json").write_text(json.dumps(numbers))
             return 0.0
 
         monkeypatch.setitem(sys.modules, "lowerbound.run", SimpleNamespace(train=stand_in))
@@ -177,6 +179,8 @@ def test_the_same_images_are_prepared_for_each_decoder(command: Command) -> None
 def write_run(folder: Path, name: str, overrides: list[str], numbers: dict[str, float] | None) -> None:
     (folder / name / ".hydra").mkdir(parents=True)
     OmegaConf.save(OmegaConf.create(overrides), folder / name / ".hydra" / "overrides.yaml")
+    chosen = dict(line.split("=") for line in overrides)
+    OmegaConf.save(OmegaConf.create({"objective": {"beta": float(chosen.get("objective.beta", 1))}}), folder / name / "config.yaml")
     if numbers is not None:
         (folder / name / "results.json").write_text(json.dumps(numbers))
 
@@ -218,6 +222,14 @@ def test_the_curve_is_that_of_the_results(tmp_path: Path) -> None:
         write_run(tmp_path, str(beta), [f"objective.beta={beta}"], {"test/kl": kl, "test/reconstruction": -5 * kl})
     axes = RateDistortion("name", {}).draw(read_runs(tmp_path)).axes[0]
     np.testing.assert_allclose(np.asarray(axes.lines[0].get_xydata()), [[3.0, 15.0], [1.0, 5.0]])
+
+
+def test_beta_is_that_of_the_configuration_whoever_set_it(tmp_path: Path) -> None:
+    """An experiment may have set it, and then the command line does not say."""
+    write_run(tmp_path, "a", ["experiment=beta_vae_mnist"], {})
+    for objective, beta in (({"beta": 4.0}, 4.0), ({}, 1.0), ({"beta": {"start": 0.0, "end": 0.5}}, 0.5), ({"beta": {"period": 3}}, None)):
+        OmegaConf.save(OmegaConf.create({"objective": objective}), tmp_path / "a" / "config.yaml")
+        assert read_runs(tmp_path)[0].beta == beta
 
 
 def test_stacked_pictures_keep_their_pixels() -> None:

@@ -29,7 +29,7 @@ from lowerbound.callbacks import LastCheckpoint, Pictures
 from lowerbound.data import InMemory
 from lowerbound.gradient import GradientFit
 from lowerbound.instantiate import instantiate
-from lowerbound.tracking import MetricsFile, WandB, finish, read_metrics, send_picture
+from lowerbound.tracking import MetricsFile, WandB, finish, read_metrics, send_picture, send_table
 from zoo import composed
 
 COLUMNS = [f"{part}/{name}" for part in ("train", "val") for name in ("elbo", "kl", "loss", "reconstruction")]
@@ -177,7 +177,10 @@ def test_wandb_offline_is_read_back(tmp_path: Path, machine: pytest.MonkeyPatch)
     trainer, fit = trained(tmp_path, [MetricsFile(), pictures], [logger])
     pictures.draw(trainer, fit)
     (test,) = trainer.test(fit, datamodule=trainer.datamodule, verbose=False)
+    send_table(logger, "numbers", ["name", "test"], [["ELBO", "1.5"], ["KL", "0.5"]])
     finish(trainer.loggers, {"test/elbo": test["test/elbo"]}, exit_code=3)
+    (table,) = tmp_path.glob("wandb/*/files/media/table/numbers_*.table.json")
+    assert json.loads(table.read_text())["data"] == [["ELBO", "1.5"], ["KL", "0.5"]]
 
     found = records(tmp_path)
     (run,) = [record["run"] for record in found if record["type"] == "run"]

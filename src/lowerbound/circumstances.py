@@ -33,6 +33,7 @@ def circumstances(trainer: Trainer, fit: Fit, data: LightningDataModule, seconds
         "devices": trainer.world_size,
         "versions": files.versions(),
         "git_commit": files.git_commit(),
+        "is_floored": floored is not None,
         "remarks": fit.remarks + ([floored] if floored else []),
     }
 

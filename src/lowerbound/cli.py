@@ -79,7 +79,7 @@ def main(command: Command = TRAIN) -> int:
     """Run the command line in ``sys.argv``.
 
     Returns:
-        The exit code: 0, 2 for a command or a configuration that does not fit, 1 for a loss that was not finite, or a sweep of which a run failed.
+        The exit code: 0; 2: a command or a configuration that does not fit; 1: a loss that was not finite, or a sweep with a failed run.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra.main raises, where it would print and exit
     words = [_with_key(word, command) for word in sys.argv[1:]]

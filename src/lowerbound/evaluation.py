@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from lowerbound import folder as files
@@ -27,7 +27,7 @@ from lowerbound.errors import whole
 from lowerbound.evidence import ROWS, Annealing, Estimate, estimates, is_annealed, sandwich
 from lowerbound.instantiate import instantiate
 from lowerbound.latent_plots import collapse_panel, importance_weighted_curve
-from lowerbound.latent_space import beta_at_the_end, has_units, latent_space, sentences, units_of
+from lowerbound.latent_space import has_units, latent_space, sentences, units_of
 from lowerbound.likelihoods import Bernoulli
 from lowerbound.metrics import Units
 from lowerbound.mixture import BernoulliComponents
@@ -36,6 +36,7 @@ from lowerbound.plots import save
 from lowerbound.ranks import is_first, place, processes
 from lowerbound.report import write_report
 from lowerbound.run import Loaded, load
+from lowerbound.runs import beta_at_the_end
 from lowerbound.wording import EVIDENCE, evidence_cells, markdown
 
 
@@ -49,7 +50,7 @@ def evaluate(config: DictConfig) -> None:
     whole(config.num_codes, "num_codes", least=2)
     device = device_of(config.device)
     # Learnt before the processes are a group, in which they would learn together.
-    others = {folder: beside(load(folder), config) for folder in folders if config.baselines and is_first()}
+    others = rivals(folders, config) if config.baselines and is_first() else {}
     with processes(device) as own:
         for folder in folders:
             run = load(folder)
@@ -148,6 +149,19 @@ def data_of(run: Loaded) -> TensorDataModule:
 def test_rows(data: TensorDataModule, config: DictConfig) -> Tensor:
     """Those that are asked for, ``[N, D]``."""
     return data.part("test", None if config.num_data is None else whole(config.num_data, "num_data")).x
+
+
+def rivals(folders: Sequence[Path], config: DictConfig) -> dict[Path, list[Baseline]]:
+    """The simple models beside each run; runs on the same data, as those of a sweep over beta, share theirs."""
+    known: dict[str, list[Baseline]] = {}
+    found: dict[Path, list[Baseline]] = {}
+    for folder in folders:
+        run = load(folder)
+        key = f"{run.model.latent_dim} {type(run.model.likelihood).__name__} {run.model.is_bounded} {OmegaConf.to_yaml(run.config.data)}"
+        if key not in known:
+            known[key] = beside(run, config)
+        found[folder] = known[key]
+    return found
 
 
 def beside(run: Loaded, config: DictConfig) -> list[Baseline]:

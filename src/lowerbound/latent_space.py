@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from sklearn.decomposition import PCA
 from torch import Tensor
 
@@ -84,13 +83,6 @@ def shared_scale(model: LatentVariableModel) -> float | None:
     if not isinstance(likelihood, Gaussian | LinearGaussian) or not isinstance(likelihood.noise, SharedNoise | FixedNoise):
         return None
     return likelihood.noise(next(model.parameters())).item()
-
-
-def beta_at_the_end(objective: Mapping[str, Any]) -> float | None:
-    """The weight of the KL that training ended with, from the configuration of the objective: 1 where it has none; None: not known."""
-    beta = objective.get("beta", 1.0)
-    beta = beta.get("end") if isinstance(beta, Mapping | DictConfig) else beta
-    return float(beta) if isinstance(beta, int | float) else None
 
 
 @torch.no_grad()

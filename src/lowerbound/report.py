@@ -121,6 +121,12 @@ def numbers(results: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"val": "", "test": ""} | line for line in found.values()]
 
 
+def as_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The same as headings and cells."""
+    headings = ["name", "val", "test", "unit", "meaning"]
+    return headings, [[line[heading] for heading in headings] for line in numbers(results)]
+
+
 def evaluation(folder: Path) -> dict[str, Any] | None:
     """What `lowerbound-evaluate` found, with the lines of its table as text; None where it was not asked."""
     found = files.read_json(folder / files.EVALUATION)

@@ -27,9 +27,9 @@ from lowerbound.errors import whole
 from lowerbound.fit import Fit
 from lowerbound.instantiate import instantiate
 from lowerbound.model import LatentVariableModel
-from lowerbound.report import write_report
+from lowerbound.report import as_table, write_report
 from lowerbound.studies import Study
-from lowerbound.tracking import MetricsFile, finish
+from lowerbound.tracking import MetricsFile, finish, send_table
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
 
@@ -113,6 +113,8 @@ def train(config: DictConfig) -> float:
         trainer.fit(fit, datamodule=data)
         seconds = perf_counter() - started
         results = conclude(trainer, fit, data, folder)
+        for logger in trainer.loggers:
+            send_table(logger, "numbers", *as_table(results))
     except BaseException as error:
         finish(trainer.loggers, {}, exit_code=1)
         if isinstance(error, MisconfigurationException):

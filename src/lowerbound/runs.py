@@ -12,9 +12,9 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from lowerbound.folder import EVALUATION, FAILURE, OVERRIDES, RESULTS, read_json, read_overrides
+from lowerbound.folder import CONFIG, EVALUATION, FAILURE, OVERRIDES, RESULTS, read_json, read_overrides
 
 COMMAND = "multirun.yaml"  # Hydra's own note of what a sweep is over
 
@@ -38,9 +38,11 @@ class Run:
         return None if self.results is None else self.results.get(key)
 
     @property
-    def beta(self) -> float:
-        """The weight of the KL that it was trained with; 1 where the command line does not say."""
-        return float(self.overrides.get("objective.beta", 1.0))
+    def beta(self) -> float | None:
+        """The weight of the KL that training ended with; None: it is not known."""
+        path = self.folder / CONFIG
+        config = OmegaConf.load(path) if path.is_file() else None
+        return beta_at_the_end(config.get("objective") or {}) if isinstance(config, DictConfig) else None
 
     @property
     def evaluation(self) -> dict[str, Any]:
@@ -56,6 +58,13 @@ class Run:
         if not path.is_file():
             return "no results: it still runs, or was stopped from outside"
         return f"failed: {path.read_text(encoding='utf-8').strip().splitlines()[0]}"
+
+
+def beta_at_the_end(objective: Mapping[str, Any]) -> float | None:
+    """The weight of the KL that training ended with, from the configuration of the objective: 1 where it has none; None: not known."""
+    beta = objective.get("beta", 1.0)
+    beta = beta.get("end") if isinstance(beta, Mapping | DictConfig) else beta
+    return float(beta) if isinstance(beta, int | float) else None
 
 
 def named(choices: Mapping[str, str]) -> str:

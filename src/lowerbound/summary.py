@@ -60,6 +60,11 @@ class Line:
         """The runs without results."""
         return [run for run in self.runs if run.results is None]
 
+    @property
+    def floored(self) -> list[Run]:
+        """The runs whose noise ended at its floor, which alone limits their density: they are not ranked."""
+        return [run for run in self.runs if run.results is not None and run.results.get("is_floored")]
+
 
 @dataclass(frozen=True)
 class Table:
@@ -86,6 +91,8 @@ def numbers(run: Run) -> dict[str, float]:
     found = {key: value for key, value in results.items() if key.startswith(("test/", "study/"))}
     for row in run.evaluation.get("evidence", []):
         found.setdefault(f"evidence/{row['quantity']}", row["mean"])
+    if units := run.evaluation.get("latent", {}).get("units"):
+        found["latent/active_units"] = units["active"]
     found |= {"seconds": results["seconds"]} if "seconds" in results else {}
     return {key: float(value) for key, value in found.items() if isinstance(value, int | float) and isfinite(value)}
 
@@ -116,8 +123,8 @@ def _cells(runs: Sequence[Run]) -> dict[str, Cell]:
 
 
 def _best(lines: Sequence[Line], key: str) -> str | None:
-    """The name of the line that is best in a column, if there are several and the column ranks."""
-    means = {line.name: line.cells[key].mean for line in lines if key in line.cells}
+    """The name of the line that is best in a column, if there are several and the column ranks; no line at a variance floor is."""
+    means = {line.name: line.cells[key].mean for line in lines if key in line.cells and not line.floored}
     if rises(key) is None or len(means) < 2:
         return None
     return max(means, key=lambda name: means[name] if rises(key) else -means[name])

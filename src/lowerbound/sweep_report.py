@@ -102,8 +102,8 @@ def rate_distortion(runs: Sequence[Run]) -> Figure | None:
     found: dict[str, dict[float, tuple[list[float], list[float]]]] = {}
     for run in runs:
         rate, reconstruction = run.number("test/kl"), run.number("test/reconstruction")
-        if rate is not None and reconstruction is not None:
-            rates, distortions = found.setdefault(configuration(run, "objective.beta"), {}).setdefault(run.beta, ([], []))
+        if rate is not None and reconstruction is not None and (beta := run.beta) is not None:
+            rates, distortions = found.setdefault(configuration(run, "objective.beta"), {}).setdefault(beta, ([], []))
             rates.append(rate)
             distortions.append(-reconstruction)
     if sum(map(len, found.values())) < 2:
@@ -131,7 +131,9 @@ def headings(table: Table) -> list[str]:
 
 def cells(table: Table, line: Line) -> list[str]:
     """A line as text; what it has no number of is empty."""
-    count = f"{len(line.runs) - len(line.failed)}" + (f" ({len(line.failed)} failed)" if line.failed else "")
+    marks = {"failed": len(line.failed), "at the variance floor": len(line.floored)}
+    marked = ", ".join(f"{count} {what}" for what, count in marks.items() if count)
+    count = f"{len(line.runs) - len(line.failed)}" + (f" ({marked})" if marked else "")
     return [line.name, count, *(str(line.cells[key]) if key in line.cells else "" for key in table.columns)]
 
 
@@ -151,12 +153,14 @@ def as_csv(found: Sequence[Table]) -> str:
     keys = list(dict.fromkeys(key for table in found for key in table.columns))
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["measure", "configuration", "runs", "failed", *(f"{key}{end}" for key in keys for end in ("", " ± 95%", " runs"))])
+    writer.writerow(
+        ["measure", "configuration", "runs", "failed", "floored", *(f"{key}{end}" for key in keys for end in ("", " ± 95%", " runs"))]
+    )
     for table in found:
         for line in table.lines:
             own = [line.cells.get(key) for key in keys]
             flat = [part for cell in own for part in (("", "", 0) if cell is None else (cell.mean, cell.half_width, cell.count))]
-            writer.writerow([table.measure, line.name, len(line.runs), len(line.failed), *flat])
+            writer.writerow([table.measure, line.name, len(line.runs), len(line.failed), len(line.floored), *flat])
     return text.getvalue()
 
 
