@@ -7,6 +7,7 @@ the data's covariance lies above beta s^2 (Lucas et al. 2019); of a network it i
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import log
 from typing import Any
 
 import torch
@@ -130,10 +131,10 @@ def sentences(found: Mapping[str, Any]) -> Iterator[str]:
         yield used + (limit.format(**units) if "threshold" in units else "")
     if parts := found.get("parts"):
         whole = (
-            "Of {num_data:,} data, nats per datum: KL {kl:.3f} = mutual information {mutual_information:.3f} + {distance_to_prior:.3f}, "
+            "Of {num_data:,} data, nats per datum: KL {kl:.3f} = mutual information {mutual_information:.3f} (at most log N = {limit:.3f})"
         )
-        rest = "the distance of q(z) to the prior: total correlation {total_correlation:.3f} + dimension-wise KL {dimension_wise_kl:.3f}"
-        yield (whole + rest).format(**parts)
+        rest = " + {distance_to_prior:.3f}, the distance of q(z) to the prior: total correlation {total_correlation:.3f} + dimension-wise KL {dimension_wise_kl:.3f}"
+        yield (whole + rest).format(**parts, limit=log(parts["num_data"]))
     if labels := found.get("labels"):
         own = "Labels from codes: {knn_accuracy:.1%} right by neighbours, {probe_accuracy:.1%} by a linear classifier; "
         yield (own + "from as many principal components {pca_knn_accuracy:.1%} and {pca_probe_accuracy:.1%}").format(**labels)
