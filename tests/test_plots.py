@@ -157,6 +157,12 @@ def test_kl_is_sorted_and_its_collapsed_dimensions_are_counted() -> None:
     assert figure.axes[0].get_title("left") == "2 of 3 latent dimensions above 0.01 nats; 4.00 nats in all"
 
 
+def test_one_datum_has_a_place_in_the_plane() -> None:
+    """It has no principal components; a validation part of one row is legal."""
+    (axes,) = plots.latent_plane(torch.tensor([[1.0, 2.0, 3.0]])).axes
+    assert [np.asarray(line.get_xydata()).tolist() for line in axes.lines] == [[[1.0, 2.0]]]
+
+
 def test_drawing_leaves_no_trace_in_matplotlib(x: Tensor) -> None:
     before = dict(mpl.rcParams)
     image = plots.pixels(plots.reconstructions(x, x, [1, 2, 3]))

@@ -214,8 +214,8 @@ def _draws_over_data(draws: Tensor, data: Tensor, title: str) -> Figure:
 
 def plane(x: Tensor, symbol: str, count: int | None = None) -> tuple[Tensor, list[str]]:
     """x ``[N, D]`` in at most two coordinates, and their names; the principal components are those of the first `count` rows."""
-    if x.shape[1] <= 2:
-        return x, [f"${symbol}_{i + 1}$" for i in range(x.shape[1])]
+    if x.shape[1] <= 2 or len(x[:count]) < 2:  # one row has no principal components
+        return x[:, :2], [f"${symbol}_{i + 1}$" for i in range(min(x.shape[1], 2))]
     mean = x[:count].mean(0)
     _, singular, directions = torch.linalg.svd(x[:count] - mean, full_matrices=False)
     shares = 100 * singular.square() / singular.square().sum()
