@@ -28,6 +28,17 @@ COVARIANCES: dict[type[Covariance], str] = {
     Spherical: "s_k² I",
 }
 
+PARTS: dict[type[nn.Module], str] = {
+    Bernoulli: "x_d | z ~ Bernoulli(sigmoid f_d(z)), independent",
+    BernoulliComponents: "x_d | z_k = 1 ~ Bernoulli(μ_kd), independent",
+    FullGaussian: "q(z | x) = N(m(x), C(x) C(x)')",
+    Delta: "z = g(x), a point",
+    TiedProjection: "z = W'(x - b), a point",
+    OrthogonalProjection: "z = (W'W)⁻¹ W'(x - b), a point",
+    ExactGaussian: "q(z | x) = p(z | x), Bayes' posterior",
+    Enumeration: "q(z | x) = p(z | x), Bayes' posterior",
+}
+
 
 def equations(model: LatentVariableModel) -> list[str]:
     """Prior, likelihood and posterior."""
@@ -37,7 +48,7 @@ def equations(model: LatentVariableModel) -> list[str]:
 @singledispatch
 def equation(part: nn.Module) -> str:
     """The equation of a part."""
-    return str(getattr(part, "equation", type(part).__name__))
+    return PARTS.get(type(part), str(getattr(part, "equation", type(part).__name__)))
 
 
 @equation.register
@@ -71,53 +82,13 @@ def _linear_gaussian(part: LinearGaussian) -> str:
 
 
 @equation.register
-def _bernoulli(part: Bernoulli) -> str:
-    return "x_d | z ~ Bernoulli(sigmoid f_d(z)), independent"
-
-
-@equation.register
 def _gaussian_components(part: GaussianComponents) -> str:
     return f"x | z_k = 1 ~ N(μ_k, {COVARIANCES.get(type(part.covariance), 'Σ_k')})"
 
 
 @equation.register
-def _bernoulli_components(part: BernoulliComponents) -> str:
-    return "x_d | z_k = 1 ~ Bernoulli(μ_kd), independent"
-
-
-@equation.register
 def _diagonal_gaussian(part: DiagonalGaussian) -> str:
     return f"q(z | x) = N(m(x), {'diag s(x)²' if part.log_scale is None else 'diag s²'})"
-
-
-@equation.register
-def _full_gaussian(part: FullGaussian) -> str:
-    return "q(z | x) = N(m(x), C(x) C(x)')"
-
-
-@equation.register
-def _delta(part: Delta) -> str:
-    return "z = g(x), a point"
-
-
-@equation.register
-def _tied(part: TiedProjection) -> str:
-    return "z = W'(x - b), a point"
-
-
-@equation.register
-def _projection(part: OrthogonalProjection) -> str:
-    return "z = (W'W)⁻¹ W'(x - b), a point"
-
-
-@equation.register
-def _exact(part: ExactGaussian) -> str:
-    return "q(z | x) = p(z | x), Bayes' posterior"
-
-
-@equation.register
-def _enumeration(part: Enumeration) -> str:
-    return "q(z | x) = p(z | x), Bayes' posterior"
 
 
 def _noise(noise: Noise) -> str:
