@@ -115,3 +115,16 @@ def test_expanding_keeps_the_density() -> None:
     p = diagonal_normal(torch.zeros(3), torch.ones(3))
     x = torch.randn(5, 3)
     assert torch.equal(p.expand([5]).log_prob(x), p.log_prob(x))
+
+
+def test_bits_have_the_density_and_the_gradient_of_torchs_own() -> None:
+    """At logits of any size, for bits and for what lies between; float64."""
+    logits = torch.linspace(-60, 60, 121, dtype=torch.float64, requires_grad=True)
+    for value in (0.0, 0.3, 1.0):
+        x = torch.full_like(logits, value)
+        expected = torch.distributions.Bernoulli(logits=logits, validate_args=False).log_prob(x)
+        for d in range(0, 121, 10):  # an entry at a time: a sum would hide the small ones
+            found = bernoulli(logits[d : d + 1]).log_prob(x[d : d + 1])
+            torch.testing.assert_close(found, expected[d], atol=60 * torch.finfo(torch.float64).eps, rtol=0)
+            (gradient,) = torch.autograd.grad(found, logits)
+            torch.testing.assert_close(gradient[d], value - logits[d].sigmoid().detach(), atol=1e-15, rtol=1e-14)

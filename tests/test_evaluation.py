@@ -25,8 +25,9 @@ from lowerbound.cli import evaluate
 from lowerbound.covariances import Diagonal
 from lowerbound.data import InMemory
 from lowerbound.data.prepare import Preparation
-from lowerbound.evaluation import verdict
+from lowerbound.evaluation import data_of, verdict, warnings
 from lowerbound.evidence import Annealing, Estimate, estimates, importance_weighted
+from lowerbound.ranks import by_blocks
 
 SIX = 6.0
 COARSE = Annealing(num_data=100, num_temperatures=100, num_chains=4, leapfrogs=5)
@@ -93,6 +94,42 @@ def test_evaluated_twice_the_numbers_are_the_same(run: Path, command: Evaluate) 
         return [(row["mean"], row["standard_error"]) for row in json.loads((run / "evaluation.json").read_text())["evidence"]]
 
     assert numbers() == numbers()
+
+
+@pytest.mark.parametrize("overrides", [("latent_dim=1",), ("model=mixture", "num_components=1"), ("model=autoencoder", "latent_dim=1")])
+def test_the_smallest_models_and_fewest_rows_are_evaluated(
+    overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a table of one number is no number."""
+    small = ("trainer.max_epochs=1", "~callbacks.pictures", "hydra.run.dir=run")
+    sizes = () if "mixture" in overrides[0] else ("network.encoder.sizes=[8]",)
+    assert commands.train(tmp_path, monkeypatch, *overrides, *small, *sizes) == 0
+    monkeypatch.setattr(sys, "argv", ["lowerbound-evaluate", "run", *SMALL[2:], "num_samples=[1]", "num_data=2", "annealing.num_data=2"])
+    assert evaluate() == 0
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert all(row["num_data"] == 2 for row in found["evidence"])
+    assert ("no p(x)" in (tmp_path / "run" / "report.html").read_text()) == ("autoencoder" in overrides[0])
+
+
+def test_several_folders_are_several_runs(run: Path, command: Evaluate, tmp_path: Path) -> None:
+    """Also where their names have = and , in them, as those of sweeps have."""
+    names = [tmp_path / "a=1,b=[2]", tmp_path / "it's"]
+    for name in names:
+        copytree(run, name)
+    code, out, _ = command(*map(str, names), "num_samples=[1]", "annealing.num_data=0", "num_data=20", "baselines=false")
+    assert code == 0
+    assert all(str(name) in out for name in names)
+    code, _, err = command("outputs/nope")
+    assert code == 2
+    assert "there is no finished run" in err
+
+
+def test_blocks_of_rows_have_noise_of_their_own(run: Path) -> None:
+    """The same row a hundred times: with one noise for all blocks, rows in the same place would have the same bound."""
+    loaded = lowerbound.load(run)
+    x = data_of(loaded).part("test").x[:1].expand(40, -1)
+    values = by_blocks(lambda rows: loaded.model.log_weight(x[rows]), (1, 40), 10, x.device, "")
+    assert len(set(values[0].tolist())) == 40
 
 
 def torchrun(folder: Path, processes: int, *arguments: str) -> dict[str, Any]:
@@ -225,6 +262,11 @@ def test_the_verdict_is_of_the_tightest_bound_of_all_rows_and_of_sound_rivals() 
     assert verdict(known, rivals) == "IWAE-100 lies 2.000 nats above the best simple model, PPCA"
     assert verdict(known, rivals[1:]) is None
     assert verdict([], rivals) is None
+    exactly = Estimate("exact", False, -4.5, 0.1, 100, None, 0.0)
+    lucky = Estimate("IWAE-100", True, -4.4, 0.1, 100, 50.0, 0.0)
+    assert verdict([exactly, lucky], rivals) == "exact lies 1.500 nats above the best simple model, PPCA"
+    assert verdict(known, rivals, floored="its scale is at its floor") is None
+    assert warnings(known, rivals, "its scale is at its floor") == ["its scale is at its floor", "mixture: at its floor"]
 
 
 def known(model: lowerbound.LatentVariableModel, x: torch.Tensor) -> dict[str, Estimate]:
@@ -267,6 +309,7 @@ def test_an_exact_model_needs_no_bound_and_an_autoencoder_has_none() -> None:
     [
         ("num_samples=[10,1]", "must increase"),
         ("annealing.leapfrogs=0", "annealing.leapfrogs"),
+        ("annealing.num_data=1", "at least 2 rows"),
         ("num_codes=0", "num_codes"),
         ("device=abacus", "device=abacus"),
     ],

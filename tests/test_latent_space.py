@@ -139,5 +139,22 @@ def test_codes_that_are_principal_components_find_as_many_labels_as_they() -> No
     assert found["probe_accuracy"] > 0.8
 
 
+def test_labels_are_learnt_from_training_rows_alone() -> None:
+    """Labels without any relation to x: whoever had seen those of the test rows would know them."""
+    rng = np.random.default_rng(0)
+    data = InMemory(rng.normal(size=(600, 3)), labels=rng.integers(0, 2, 600))
+    data.setup()
+    found = labels_from_codes(lowerbound.vae(3, 2), data, 2000)
+    chance = SIX * 0.5 / len(data.part("test").x) ** 0.5
+    assert all(abs(value - 0.5) < chance for value in found.values())
+
+
+def test_rows_of_the_parts_are_drawn_from_all() -> None:
+    """Of rows that lie sorted the first ones would tell of one kind only: here they are far apart, and the others one point."""
+    x = torch.cat([100 * torch.randn(50, 4), torch.zeros(450, 4)])
+    found = parts_of_the_kl(linear((0.5, 0.3)), x, 50)
+    assert found["mutual_information"] < 0.5 * np.log(50)
+
+
 def test_without_labels_there_is_nothing_to_find() -> None:
     assert labels_from_codes(lowerbound.pca(4, 2), data_of(torch.randn(50, 4)), 100) == {}

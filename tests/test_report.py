@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import zoo
+from lowerbound.circumstances import measure
 from lowerbound.defaults import differences
 from lowerbound.equations import equation, equations
 from lowerbound.instantiate import instantiate
@@ -88,6 +89,41 @@ def test_nothing_is_fetched_and_every_picture_is_inside(folder: Path) -> None:
     assert [Image.open(BytesIO(b64decode(data))).size for _, data in pictures] == [(20, 20), (90, 20)]
 
 
+def test_a_study_has_numbers_of_its_own(folder: Path) -> None:
+    """Also where it calls them as the test does."""
+    lines = {(line["name"], line["test"]) for line in numbers(RESULTS | {"study/elbo": 99.0})}
+    assert {("ELBO", "1.2500"), ("ELBO", "99")} <= lines
+
+
+def test_numbers_that_are_not_finite_are_told(folder: Path) -> None:
+    (folder / "results.json").write_text(json.dumps(RESULTS | {"test/elbo": float("nan"), "test/loss": float("inf")}))
+    text = page(folder)
+    assert "nan" in text
+    assert "inf" in text
+
+
+def test_an_evaluation_of_an_older_version_is_shown(folder: Path) -> None:
+    (folder / "evaluation.json").write_text(json.dumps({"evidence": EVALUATION["evidence"]}))
+    assert "≥ 1.234" in page(folder)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ((), "densities of real data"),
+        (("likelihood=bernoulli", "data.prepare.dequantize=false", "data.prepare.binarize=threshold"), "probabilities of discrete data"),
+        (("likelihood=bernoulli",), "no log p(x) of these data (the data"),
+        (("data.prepare.dequantize=false", "data.prepare.binarize=threshold"), "no log p(x) of these data (the data"),
+        (("model=autoencoder",), "squared errors and cross-entropies, no log p(x)"),
+    ],
+)
+def test_a_density_is_one_of_real_data_and_a_probability_one_of_bits(overrides: tuple[str, ...], words: str) -> None:
+    config = zoo.composed(*overrides, "network.encoder.sizes=[4]")
+    data = instantiate(config.data)
+    data.setup()
+    assert str(measure(instantiate(config.model), data)).startswith(words)
+
+
 def test_what_comes_from_outside_is_text_and_no_markup(folder: Path) -> None:
     text = page(folder)
     assert "<b>run</b>" not in text
@@ -131,6 +167,8 @@ def test_differences_are_those_that_were_made() -> None:
     assert other["fit.clip"] == ("null", "1.5")
     assert other["likelihood._target_"] == ("lowerbound.likelihoods.Gaussian", "lowerbound.likelihoods.Bernoulli")
     assert other["data.prepare.dequantize"] == ("true", "false")
+    glued = differences(zoo.composed("network.decoder.sizes=[5]", "name=n", "sweep=s"), ["network.decoder.sizes"])
+    assert [tuple(one) for one in glued] == [("network.decoder.sizes", "[512]", "[5]")]
 
 
 @pytest.mark.parametrize("name", zoo.choices("model"))

@@ -58,7 +58,7 @@ def test_the_interval_is_that_of_students_t() -> None:
         (1234.5, 67.0, "1234 ± 67"),
         (-0.5, 2.0, "-0.5 ± 2.0"),
         (3.0, None, "3"),
-        (1.0, 0.0, "1.0 ± 0.0"),
+        (0.9734, 0.0, "0.9734 ± 0"),
     ],
 )
 def test_a_cell_has_the_decimals_that_its_interval_can_bear(mean: float, half_width: float | None, text: str) -> None:
@@ -84,8 +84,8 @@ def test_only_what_says_how_good_a_model_is_has_a_best(sweep: Path) -> None:
         None,
         None,
     ]
-    assert rises("evidence/IWAE-5000") is True
-    assert rises("study/knn_accuracy") is True
+    assert rises("evidence/IWAE-5000 of 10,000 data") is True
+    assert rises("study/data_accuracy") is None, "a study may measure the data"
     assert rises("seconds") is None
 
 
@@ -123,27 +123,83 @@ def test_a_failed_run_stands_with_the_others_of_its_configuration(sweep: Path) -
 
 def test_evidence_is_a_column_where_it_was_evaluated(sweep: Path) -> None:
     units = {"latent": {"units": {"active": 7}}}
-    rows = [{"quantity": name, "mean": mean} for name, mean in (("IWAE-100", 2.0), ("IWAE-10", 1.0), ("IWAE-100", 7.0))]
+    found = (("IWAE-100", 2.0, 1000), ("IWAE-10", 1.0, 1000), ("IWAE-100", 7.0, 50))
+    rows = [{"quantity": name, "mean": mean, "num_data": count} for name, mean, count in found]
     run = read_runs(sweep)[0]
     (run.folder / "evaluation.json").write_text(json.dumps({"evidence": rows} | units))
     (table,) = tables(read_runs(sweep))
-    assert [key for key in table.columns if key.startswith("evidence")] == ["evidence/IWAE-10", "evidence/IWAE-100"]
+    evidence = [key for key in table.columns if key.startswith("evidence")]
+    assert evidence == ["evidence/IWAE-10 of 1,000 data", "evidence/IWAE-100 of 1,000 data", "evidence/IWAE-100 of 50 data"]
     assert table.lines[0].cells["latent/active_units"].mean == 7
-    assert table.lines[0].cells["evidence/IWAE-100"] == Cell(2.0, None, 1), "that of all rows, which comes first"
+    assert table.lines[0].cells["evidence/IWAE-100 of 1,000 data"] == Cell(2.0, None, 1), "other rows are another column"
 
 
-def test_a_number_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
-    write(tmp_path, ["seed=0"], DENSITY | {"test/elbo": float("nan"), "test/kl": 1.0})
+def test_a_seed_that_diverged_is_told_and_makes_no_configuration_the_best(sweep: Path) -> None:
+    """Left out without a word, it would make the mean of the others the best."""
+    run = next(run for run in read_runs(sweep) if run.number("test/elbo") == 20.0)
+    (run.folder / "results.json").write_text(json.dumps(run.results | {"test/elbo": float("nan")}))  # type: ignore[operator]
+    (table,) = tables(read_runs(sweep))
+    assert table.lines[1].cells["test/elbo"] == Cell(21.0, None, 1)
+    assert [line.best for line in table.lines] == [frozenset(), frozenset()]
+    assert "2 (1 failed, 1 with numbers that are not finite)" in "\n".join(summarize(sweep))
+
+
+def test_of_an_error_the_least_is_the_best(tmp_path: Path) -> None:
+    for fraction, error in (("1", 0.3), ("2", 0.1)):
+        write(tmp_path, [f"latent_dim={fraction}", "seed=0"], DENSITY | {"test/imputation_rmse": error})
     (table,) = tables(read_runs(tmp_path))
-    assert "test/elbo" not in table.columns
+    assert [line.best for line in table.lines] == [frozenset(), frozenset({"test/imputation_rmse"})]
+
+
+def test_other_data_stand_in_another_table_and_other_batches_do_not(tmp_path: Path) -> None:
+    """What was configured decides, since counts and dimensions may be alike."""
+    for i, data in enumerate(({"path": "a.csv"}, {"path": "b.csv"}, {"path": "b.csv", "batch_size": 7, "seed": 3})):
+        place = write(tmp_path, [f"k={i}"], DENSITY | {"test/elbo": float(i)})
+        OmegaConf.save(OmegaConf.create({"data": data}), place / "config.yaml")
+    assert [[line.name for line in table.lines] for table in tables(read_runs(tmp_path))] == [["k=0"], ["k=1", "k=2"]]
+
+
+def test_another_split_is_no_other_seed(sweep: Path) -> None:
+    """The test rows are others: it is a configuration of its own."""
+    write(sweep, ["objective.beta=1", "seed=0", "data.split_seed=5"], DENSITY | {"test/elbo": 1.0})
+    assert "data.split_seed=5" in {line.name.split()[-1] for table in tables(read_runs(sweep)) for line in table.lines}
+
+
+def test_damaged_files_are_told_and_take_no_report_down(sweep: Path) -> None:
+    first, second, *_ = read_runs(sweep)
+    (first.folder / "results.json").write_text('{"test/elb')
+    (second.folder / "evaluation.json").write_text("{")
+    (second.folder / "metrics.csv").write_text("step,val/elbo\n1,2.5\n2,3.5\n3")
+    failed = next(run for run in read_runs(sweep) if "failed" in run.state)
+    (failed.folder / "failure.txt").write_text("")
+    out = list(summarize(sweep))
+    assert f"{first.name}: results.json is damaged" in out
+    assert f"{failed.name}: failed: it does not say why" in out
+    assert "4 of 6 runs finished" in out
+    assert (sweep / "learning_curves.png").is_file()
+
+
+def test_what_failed_after_it_had_results_has_failed(sweep: Path) -> None:
+    run = read_runs(sweep)[0]
+    (run.folder / "failure.txt").write_text("ValueError: later\n")
+    assert read_runs(sweep)[0].state == "failed: ValueError: later"
+
+
+def test_names_that_mean_something_to_others_are_told_as_they_are(tmp_path: Path) -> None:
+    for name in ("a$b^$", "x|y", "<i>"):
+        place = write(tmp_path, [f"data.path={name}", "seed=0"], DENSITY | {"test/elbo": 1.0})
+        (place / "metrics.csv").write_text("step,val/elbo\n1,2.5\n2,3.5\n")
+    list(summarize(tmp_path))
+    assert r"data.path=x\|y" in (tmp_path / "table.md").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "<i>" not in page
+    assert 'data-sort="1.0"' in page, "columns sort by their means"
 
 
 def test_the_files_for_a_paper(sweep: Path) -> None:
     printed = list(summarize(sweep))
-    assert printed[-2:] == [
-        "objective.beta=4 seed=2: failed: ValueError: the loss is nan",
-        f"report: {printed[-1].removeprefix('report: ')}",
-    ]
+    assert printed[-3:-1] == ["objective.beta=4 seed=2: failed: ValueError: the loss is nan", "5 of 6 runs finished"]
+    assert printed[-1].endswith("report.html")
     rows = list(csv.DictReader((sweep / "table.csv").open()))
     assert [(row["configuration"], row["runs"], row["failed"]) for row in rows] == [
         ("objective.beta=1", "3", "0"),

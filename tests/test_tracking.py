@@ -114,6 +114,11 @@ def test_what_a_row_does_not_have_is_nan(tmp_path: Path) -> None:
     assert math.isnan(columns["val/elbo"][1])
 
 
+def test_a_row_that_is_being_written_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,val/elbo\n1,2.5\n2")
+    assert read_metrics(tmp_path / "metrics.csv") == {"step": [1.0], "val/elbo": [2.5]}
+
+
 def test_a_file_without_rows_has_no_columns(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").touch()
     assert read_metrics(tmp_path / "metrics.csv") == {}
@@ -219,11 +224,14 @@ def test_nothing_of_the_machine_is_in_a_wandb_run(tmp_path: Path, machine: pytes
     assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
 
 
-def test_without_a_key_wandb_is_offline_and_asks_nothing(tmp_path: Path, machine: pytest.MonkeyPatch, server: str) -> None:
+def test_without_a_key_wandb_is_offline_says_so_and_asks_nothing(
+    tmp_path: Path, machine: pytest.MonkeyPatch, server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     machine.setenv("WANDB_BASE_URL", server)
     machine.setattr("builtins.input", lambda *_: pytest.fail("a prompt"))
     for wanted in (None, "online"):
         assert WandB(tmp_path, mode=wanted).mode == "offline"
+        assert "W&B: offline, because there is no key" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("source", ["environment", "netrc"])

@@ -13,7 +13,10 @@ from lowerbound import folder as files
 from lowerbound.data.module import PARTS, TensorDataModule
 from lowerbound.equations import equations
 from lowerbound.fit import Fit
+from lowerbound.model import LatentVariableModel
 from lowerbound.wording import unit, written
+
+SOME = 100  # rows, which show of what kind all are
 
 
 def circumstances(trainer: Trainer, fit: Fit, data: LightningDataModule, seconds: float, name: str) -> dict[str, Any]:
@@ -24,7 +27,7 @@ def circumstances(trainer: Trainer, fit: Fit, data: LightningDataModule, seconds
         "monitor": fit.monitor,
         "equations": equations(fit.evaluation_model),
         "data": described(data),
-        "measure": measure(fit, data),
+        "measure": measure(fit.evaluation_model, data),
         "parameters": sum(p.numel() for p in fit.model.parameters()),
         "seconds": round(seconds, 3),
         "images_per_second": round(fit.rows_seen * trainer.world_size / seconds, 1),
@@ -47,12 +50,14 @@ def described(data: LightningDataModule) -> dict[str, Any]:
     return {"kind": kind, "dim": data.dim, "preparation": [str(step) for step in data.prepare.chain]} | counts
 
 
-def measure(fit: Fit, data: LightningDataModule) -> str | None:
+def measure(model: LatentVariableModel, data: LightningDataModule) -> str | None:
     """What the numbers of a run are; those of different kinds never share a ranking. None: data of the user's own, which do not say."""
-    if not fit.evaluation_model.is_bounded:
+    if not model.is_bounded:
         return "squared errors and cross-entropies, no log p(x)"
     if not isinstance(data, TensorDataModule):
         return None
+    if remark := model.check_data(data.part("val", SOME).x):  # bits under a density, or grey values under a probability
+        return f"no log p(x) of these data ({remark})"
     return "probabilities of discrete data" if data.prepare.is_discrete else "densities of real data"
 
 

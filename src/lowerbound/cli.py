@@ -26,6 +26,7 @@ from lowerbound.errors import NonFiniteError, Remark, near_matches
 
 USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 _HYDRA_VERSION = "1.3"
+WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info", "-i")
 
 
 class Command(NamedTuple):
@@ -82,8 +83,9 @@ def main(command: Command = TRAIN) -> int:
         The exit code: 0; 2: a command or a configuration that does not fit; 1: a loss that was not finite, or a sweep with a failed run.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra.main raises, where it would print and exit
-    words = [_with_key(word, command) for word in sys.argv[1:]]
-    sys.argv[1:] = sorted(words, key=lambda word: word.startswith("-") or "=" not in word)  # argparse wants overrides in one piece
+    words = _with_keys(sys.argv[1:], command)
+    # argparse wants overrides in one piece
+    sys.argv[1:] = sorted(words, key=lambda word: word.startswith("-") or not ("=" in word or word.startswith("~")))
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a `_target_` in a file of the user's, which must not hide a library's
 
@@ -119,9 +121,15 @@ def report() -> int:
     return main(REPORT)
 
 
-def _with_key(word: str, command: Command) -> str:
-    """A path that stands alone, with the key that it is for; quoted, because names of run folders have = and , in them."""
-    return f'{command.path}="{word}"' if command.path and os.path.exists(word) else word
+def _with_keys(words: Sequence[str], command: Command) -> list[str]:
+    """The words, in which paths that stand alone have the key they are for; quoted, since names of run folders have = and , in them."""
+    after_option = {i + 1 for i, word in enumerate(words) if word in WITH_VALUE}
+    alone = [i for i, word in enumerate(words) if i not in after_option and (os.path.exists(word) or not re.search("^[-+~]|=", word))]
+    if command.path is None or not alone:
+        return list(words)
+    quoted = ['"' + words[i].replace("\\", "\\\\").replace('"', '\\"') + '"' for i in alone]
+    value = quoted[0] if len(quoted) == 1 else f"[{','.join(quoted)}]"
+    return [f"{command.path}={value}", *(word for i, word in enumerate(words) if i not in alone)]
 
 
 def short(overrides: str, limit: int = 100) -> str:
@@ -138,23 +146,25 @@ OmegaConf.register_new_resolver("short", short, replace=True)
 def _task(cfg: DictConfig, command: Command) -> object:
     """One run. A sweep is told of an error, a single run answers it: Hydra would first print the command once more."""
     try:
+        if command == TRAIN:
+            _failure().unlink(missing_ok=True)
         check_overrides(cfg, command)
         run = command.load()
         _quieten_lightning()
         return run(cfg)
     except BaseException as error:
         if command == TRAIN:
-            _keep(error)
+            _failure().write_text(f"{type(error).__name__}: {error}\n", encoding="utf-8")
         if not isinstance(error, USER_ERRORS) or cfg.debug or HydraConfig.get().mode is not RunMode.RUN:
             raise
         raise SystemExit(_report(error, command)) from error
 
 
-def _keep(error: BaseException) -> None:
-    """Write into the run folder why it has no results."""
+def _failure() -> Path:
+    """Where a run folder says why it has no results."""
     from lowerbound.folder import FAILURE
 
-    (Path(HydraConfig.get().runtime.output_dir) / FAILURE).write_text(f"{type(error).__name__}: {error}\n", encoding="utf-8")
+    return Path(HydraConfig.get().runtime.output_dir) / FAILURE
 
 
 def _quieten_lightning() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,17 +28,18 @@ def conf_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[2] / "conf"
 
 
-def differences(config: DictConfig) -> list[Difference]:
+def differences(config: DictConfig, chosen: Collection[str] = ()) -> list[Difference]:
     """What of a resolved configuration of `lowerbound-train` is not as it would be without any choice.
 
-    What is glued together from other keys, as a model from its parts, is told once, where it is set.
+    What is glued together from other keys, as a model from its parts, is told once, where it is set: by itself only if it is among
+    the keys that were `chosen` on the command line.
     """
     default = _default()
     glued = {key for key, value in _leaves(OmegaConf.to_container(default, resolve=False)) if value.startswith("${")}
     before = dict(_leaves(OmegaConf.to_container(default, resolve=True)))
     now = dict(_leaves(OmegaConf.to_container(config, resolve=True)))
     changed = [key for key, value in now.items() if before.get(key) != value and not key.endswith("._partial_")]
-    return [Difference(key, before.get(key), now[key]) for key in changed if not glued.intersection(_heads(key))]
+    return [Difference(key, before.get(key), now[key]) for key in changed if key in chosen or not glued.intersection(_heads(key))]
 
 
 def _default() -> DictConfig:

@@ -36,8 +36,11 @@ from lowerbound.plots import save
 from lowerbound.ranks import is_first, place, processes
 from lowerbound.report import write_report
 from lowerbound.run import Loaded, load
-from lowerbound.runs import beta_at_the_end
+from lowerbound.runs import beta_at_the_end, read_runs
+from lowerbound.sweep_report import summarize
 from lowerbound.wording import EVIDENCE, evidence_cells, markdown
+
+NO_EVIDENCE = "A model with a flat prior has no p(x): there is no evidence to set beside others"
 
 
 def evaluate(config: DictConfig) -> None:
@@ -60,13 +63,16 @@ def evaluate(config: DictConfig) -> None:
                 (folder / files.EVALUATION).write_text(json.dumps(found, indent=2) + "\n")
                 write_report(folder)
                 print("\n".join(report(folder, found)))
+    for sweep in sweeps(config.run) if is_first() else []:
+        *_, renewed = summarize(sweep)
+        print(f"\n{renewed}")
 
 
 def evaluated(run: Loaded, folder: Path, config: DictConfig, annealing: Annealing, others: Sequence[Baseline]) -> dict[str, Any]:
     """What is found of a run, as it stands in evaluation.json, and its pictures."""
     data, model, beta = data_of(run), run.model, beta_at_the_end(run.config.get("objective") or {})
     x = test_rows(data, config).to(next(model.parameters()))
-    known = list(estimates(model, x, list(config.num_samples), annealing))
+    known, floored = list(estimates(model, x, list(config.num_samples), annealing)), model.likelihood.floored()
     simulated = sandwich(model, annealing)._asdict() if is_annealed(model, annealing) else {}
     units = units_of(model, x) if has_units(model) else None
     space = latent_space(model, data, x, units, beta, config.num_codes)
@@ -75,11 +81,11 @@ def evaluated(run: Loaded, folder: Path, config: DictConfig, annealing: Annealin
     return {
         "evidence": [written(run, x, one) for one in known],
         "baselines": [written(run, x, one.estimate) | {"floored": one.floored} for one in others],
-        "verdict": verdict(known, others),
-        "warnings": [one.warning for one in known if one.warning] + [f"{o.estimate.quantity}: {o.floored}" for o in others if o.floored],
+        "verdict": verdict(known, others, floored),
+        "warnings": warnings(known, others, floored),
         "simulated": simulated,
         "latent": space,
-        "sentences": [*told(simulated), *sentences(space)],
+        "sentences": [*([] if model.is_bounded else [NO_EVIDENCE]), *told(simulated), *sentences(space)],
         "versions": files.versions(),
         "device": files.device_name(x.device),
         "processes": place()[1],
@@ -125,6 +131,12 @@ def run_folders(named: str | ListConfig | Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def sweeps(named: str | ListConfig | Sequence[str]) -> list[Path]:
+    """Those of the names that are folders of sweeps, whose reports show what was evaluated."""
+    folders = [Path(name) for name in ([named] if isinstance(named, str) else named)]
+    return [folder for folder in folders if not (folder / files.WEIGHTS).is_file() and read_runs(folder)]
+
+
 def _inside(folder: Path) -> list[Path]:
     if (folder / files.WEIGHTS).is_file():
         return [folder]
@@ -148,11 +160,11 @@ def data_of(run: Loaded) -> TensorDataModule:
 
 def test_rows(data: TensorDataModule, config: DictConfig) -> Tensor:
     """Those that are asked for, ``[N, D]``."""
-    return data.part("test", None if config.num_data is None else whole(config.num_data, "num_data")).x
+    return data.part("test", None if config.num_data is None else whole(config.num_data, "num_data", least=2)).x
 
 
 def rivals(folders: Sequence[Path], config: DictConfig) -> dict[Path, list[Baseline]]:
-    """The simple models beside each run; runs on the same data, as those of a sweep over beta, share theirs."""
+    """The simple models beside each run; runs on the same data with the same seed, as those of a sweep over beta, share theirs."""
     known: dict[str, list[Baseline]] = {}
     found: dict[Path, list[Baseline]] = {}
     for folder in folders:
@@ -173,13 +185,22 @@ def beside(run: Loaded, config: DictConfig) -> list[Baseline]:
     return list(baselines(data, test_rows(data, config), run.model.latent_dim, is_discrete))
 
 
-def verdict(known: Sequence[Estimate], others: Sequence[Baseline]) -> str | None:
-    """Whether the best that is known of log p(x) of all rows is above the best of the simple models, and by how much."""
+def warnings(known: Sequence[Estimate], others: Sequence[Baseline], floored: str | None) -> list[str]:
+    """Which numbers rest on too little, or on a variance floor alone; each once."""
+    at_floor = [f"{other.estimate.quantity}: {other.floored}" for other in others if other.floored]
+    return list(dict.fromkeys([*([floored] if floored else []), *(one.warning for one in known if one.warning), *at_floor]))
+
+
+def verdict(known: Sequence[Estimate], others: Sequence[Baseline], floored: str | None = None) -> str | None:
+    """Whether what is known of log p(x) of all rows, best exactly, is above the best of the simple models, and by how much.
+
+    None without a rival, and for a model that is `floored`: its variance floor alone limits its density.
+    """
     sound = [other.estimate for other in others if other.floored is None]
     own = [one for one in known if one.num_data == max(one.num_data for one in known)]
-    if not own or not sound:
+    if not own or not sound or floored:
         return None
-    best, rival = max(own, key=lambda one: one.mean), max(sound, key=lambda one: one.mean)
+    best, rival = max(own, key=lambda one: (not one.is_bound, one.mean)), max(sound, key=lambda one: one.mean)
     gain = best.mean - rival.mean
     side = "above" if gain > 0 else "BELOW"
     return f"{best.quantity} lies {abs(gain):.3f} nats {side} the best simple model, {rival.quantity}"
@@ -207,7 +228,7 @@ def report(folder: Path, found: dict[str, Any]) -> Iterator[str]:
     """The table in Markdown, and what there is to say."""
     yield f"\n{folder}"
     rows = [evidence_cells(row) for row in found["evidence"] + found["baselines"]]
-    yield from markdown(EVIDENCE, rows, (0,)) if found["evidence"] else ["a model with a flat prior has no p(x)"]
+    yield from markdown(EVIDENCE, rows, (0,)) if rows else []
     yield from (f"warning: {sentence}" for sentence in found["warnings"])
     yield from [found["verdict"]] if found["verdict"] else []
     yield from found["sentences"]

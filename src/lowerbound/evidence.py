@@ -65,7 +65,8 @@ class Annealing:
     leapfrogs: int = 10
 
     def __post_init__(self) -> None:
-        whole(self.num_data, "annealing.num_data", least=0)
+        if whole(self.num_data, "annealing.num_data", least=0) == 1:
+            raise ValueError("annealing.num_data=1: a standard error takes at least 2 rows; 0 is no annealing")
         for option in ("num_temperatures", "num_chains", "leapfrogs"):
             whole(getattr(self, option), f"annealing.{option}")
 

@@ -66,8 +66,24 @@ def write_results(folder: Path, results: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """What a JSON file holds, or None where there is no such file."""
-    return json.loads(path.read_text()) if path.is_file() else None
+    """What a JSON file holds, or None where there is no such file.
+
+    Raises:
+        ValueError: the file is damaged; the message names it.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def begin(folder: Path) -> None:
+    """Make a run folder, and take out of it what an earlier run in it has said of its end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in [*(folder / name for name in (RESULTS, EVALUATION, REPORT, FAILURE)), *(folder / FIGURES).glob("*.png")]:
+        path.unlink(missing_ok=True)
 
 
 def read_overrides(folder: Path) -> list[str] | None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
+from torch.distributions import kl_divergence
 
 from lowerbound.aggregate import decomposed_kl
 from lowerbound.codes import knn_accuracy, probe_accuracy
@@ -33,11 +34,17 @@ NEIGHBORS = 5
 
 @torch.no_grad()
 def rate_and_distortion(model: LatentVariableModel, x: Tensor) -> dict[str, dict[str, float]]:
-    """KL(q(z | x), p(z)), -E_q log p(x | z) and minus their sum, the ELBO, by samples of z: mean and standard error over x ``[N, D]``."""
+    """KL(q(z | x), p(z)), -E_q log p(x | z) and minus their sum, the ELBO: mean and standard error over x ``[N, D]``.
+
+    The KL is in closed form where there is one; the rest is by samples of z.
+    """
 
     def terms(rows: slice) -> Tensor:
         draw = model.draw(x[rows], SAMPLES)
-        rate = (draw.q.log_prob(draw.z) - model.prior().log_prob(draw.z)).double().mean(0)
+        try:
+            rate = kl_divergence(draw.q, model.prior()).double()
+        except NotImplementedError:  # as of a mixture for a prior
+            rate = (draw.q.log_prob(draw.z) - model.prior().log_prob(draw.z)).double().mean(0)
         distortion = -draw.log_likelihood.double().mean(0)
         return torch.stack([rate, distortion, -rate - distortion])  # [3, n]
 
@@ -53,7 +60,7 @@ def units_of(model: LatentVariableModel, x: Tensor) -> Units:
     units, prior = LatentUnits(model.latent_dim).to(x.device), model.prior()
     for rows in own_slices(len(x), ROWS, "units"):
         units.update(model.posterior(x[rows]), prior)
-    return units.compute()
+    return Units(*(value.reshape(model.latent_dim) for value in units.compute()))  # which torchmetrics squeezes
 
 
 @torch.no_grad()
@@ -123,7 +130,7 @@ def sentences(found: Mapping[str, Any]) -> Iterator[str]:
     """What was found, in words."""
     if "rate" in found:
         rate, distortion, elbo = (_with_error(found[name]) for name in ("rate", "distortion", "elbo"))
-        yield f"Rate {rate} + distortion {distortion} nats per datum: minus their sum is the ELBO, {elbo}"
+        yield f"Rate {rate} + distortion {distortion} nats per datum: the ELBO, minus their sum, is {elbo}; {SAMPLES} samples of z each"
     if units := found.get("units"):
         used = f"{units['active']} of {units['latent_dim']} latent dimensions active, {units['collapsed']} collapsed"
         used += f" (KL below {COLLAPSED} nats)"
@@ -133,7 +140,8 @@ def sentences(found: Mapping[str, Any]) -> Iterator[str]:
         whole = (
             "Of {num_data:,} data, nats per datum: KL {kl:.3f} = mutual information {mutual_information:.3f} (at most log N = {limit:.3f})"
         )
-        rest = " + {distance_to_prior:.3f}, the distance of q(z) to the prior: total correlation {total_correlation:.3f} + dimension-wise KL {dimension_wise_kl:.3f}"
+        rest = " + {distance_to_prior:.3f}, the distance of q(z) to the prior: total correlation {total_correlation:.3f}"
+        rest += " + dimension-wise KL {dimension_wise_kl:.3f}"
         yield (whole + rest).format(**parts, limit=log(parts["num_data"]))
     if labels := found.get("labels"):
         own = "Labels from codes: {knn_accuracy:.1%} right by neighbours, {probe_accuracy:.1%} by a linear classifier; "

@@ -56,7 +56,7 @@ def by_blocks(function: Callable[[slice], Tensor], shape: tuple[int, int], size:
     for rows in own_slices(shape[1], size, what):
         with own_generators(rows.start):
             found.update(rows.start, function(rows))
-    return found.compute()
+    return found.compute().reshape(shape)  # which torchmetrics squeezes
 
 
 def own_slices(count: int, size: int, what: str) -> Iterable[slice]:

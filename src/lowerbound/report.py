@@ -53,11 +53,11 @@ def write_report(folder: Path) -> Path | None:
         environment()
         .get_template("run.html")
         .render(
-            title=results.get("name", folder.name),
-            folder=folder.name,
+            title=results.get("name", folder.resolve().name),
+            folder=folder.resolve().name,
             results=results,
             command=command(folder),
-            differences=changed(folder / files.CONFIG),
+            differences=changed(folder),
             facts=facts(results),
             numbers=numbers(results),
             headings=EVIDENCE,
@@ -82,10 +82,12 @@ def command(folder: Path) -> str | None:
     return None if overrides is None else shlex.join(["lowerbound-train", *overrides])
 
 
-def changed(path: Path) -> list[Difference]:
+def changed(folder: Path) -> list[Difference]:
     """How the configuration differs from the default one."""
+    path = folder / files.CONFIG
     config = OmegaConf.load(path) if path.is_file() else None
-    return differences(config) if isinstance(config, DictConfig) else []
+    chosen = [word.lstrip("+~").partition("=")[0] for word in files.read_overrides(folder) or []]
+    return differences(config, chosen) if isinstance(config, DictConfig) else []
 
 
 def facts(results: Mapping[str, Any]) -> dict[str, str]:
@@ -97,7 +99,7 @@ def facts(results: Mapping[str, Any]) -> dict[str, str]:
     steps = f"{results['optimizer_steps']:,} optimizer steps in {results['epochs']:,} epochs" if "epochs" in results else ""
     seconds = results.get("seconds")
     told = {
-        "data": f"{data.get('kind', '')}: {counts}; {data['dim']} numbers each" if counts else str(data.get("kind", "")),
+        "data": f"{data.get('kind', '')}: {counts}; {data.get('dim', '?')} numbers each" if counts else str(data.get("kind", "")),
         "prepared by": ", ".join(data.get("preparation", [])),
         "parameters": f"{results['parameters']:,}" if "parameters" in results else "",
         "learnt by": steps,
@@ -116,7 +118,13 @@ def numbers(results: Mapping[str, Any]) -> list[dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for key in keys:
         part, _, name = key.partition("/")
-        line = found.setdefault(name, {"name": words(name), "unit": unit(name).strip(), "meaning": MEANINGS.get(name, "")})
+        is_study = part == "study"
+        own = {
+            "name": words(name),
+            "unit": unit(name).strip(),
+            "meaning": "of the study of this run" if is_study else MEANINGS.get(name, ""),
+        }
+        line = found.setdefault(key if is_study else name, own)
         line["test" if part == "study" else part] = written(results[key]).strip()
     return [{"val": "", "test": ""} | line for line in found.values()]
 
@@ -130,6 +138,7 @@ def as_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 def evaluation(folder: Path) -> dict[str, Any] | None:
     """What `lowerbound-evaluate` found, with the lines of its table as text; None where it was not asked."""
     found = files.read_json(folder / files.EVALUATION)
+    found = found and {"baselines": [], "verdict": None, "warnings": [], "sentences": []} | found
     return found and found | {"rows": [evidence_cells(row) for row in found["evidence"] + found["baselines"]]}
 
 

@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import ArrayLike
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -100,12 +101,12 @@ def train(config: DictConfig) -> float:
         ValueError: the configuration, the data and the machine do not fit each other.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
+    rank_zero_only(files.begin)(folder)
     check_trainer(config.trainer)
     seed_everything(whole(config.seed, "seed", least=0), verbose=False)
     data, fit = instantiate(config.data), instantiate(config.fit)(instantiate(config.model))
     trainer = make_trainer(config, folder)
     if trainer.is_global_zero:
-        folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(config, folder / files.CONFIG, resolve=True)
     log_config(trainer, config)
     try:

@@ -10,13 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import create_config_search_path
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from lowerbound.defaults import conf_folder
 from lowerbound.folder import CONFIG, EVALUATION, FAILURE, OVERRIDES, RESULTS, read_json, read_overrides
 
 COMMAND = "multirun.yaml"  # Hydra's own note of what a sweep is over
+OF_LEARNING = ("seed", "batch_size", "eval_batch_size", "storage", "memory_map", "root", "download")
 
 
 @dataclass(frozen=True)
@@ -45,9 +50,21 @@ class Run:
         return beta_at_the_end(config.get("objective") or {}) if isinstance(config, DictConfig) else None
 
     @property
+    def data(self) -> Any:
+        """The data and their preparation as they were configured, without what changes no number of a datum."""
+        path = self.folder / CONFIG
+        config = OmegaConf.load(path) if path.is_file() else None
+        node = config.get("data") if isinstance(config, DictConfig) else None
+        found = OmegaConf.to_container(node, resolve=True) if node is not None else (self.results or {}).get("data")
+        return {key: value for key, value in found.items() if key not in OF_LEARNING} if isinstance(found, dict) else found
+
+    @property
     def evaluation(self) -> dict[str, Any]:
         """What `lowerbound-evaluate` found; empty where it was not asked."""
-        return read_json(self.folder / EVALUATION) or {}
+        try:
+            return read_json(self.folder / EVALUATION) or {}
+        except ValueError:  # it is being written, or was cut short
+            return {}
 
     @property
     def state(self) -> str:
@@ -55,9 +72,10 @@ class Run:
         if self.results is not None:
             return "finished"
         path = self.folder / FAILURE
-        if not path.is_file():
-            return "no results: it still runs, or was stopped from outside"
-        return f"failed: {path.read_text(encoding='utf-8').strip().splitlines()[0]}"
+        if path.is_file():
+            return f"failed: {(path.read_text(encoding='utf-8').strip() or 'it does not say why').splitlines()[0]}"
+        is_damaged = (self.folder / RESULTS).is_file()
+        return f"{RESULTS} is damaged" if is_damaged else "no results: it still runs, or was stopped from outside"
 
 
 def beta_at_the_end(objective: Mapping[str, Any]) -> float | None:
@@ -78,8 +96,16 @@ def read_runs(folder: Path) -> list[Run]:
     overrides = {path.parents[1]: _split(read_overrides(path.parents[1]) or []) for path in found}
     keys = dict.fromkeys(key for own in overrides.values() for key in own)
     varied = [key for key in keys if len({own.get(key) for own in overrides.values()}) > 1]
-    runs = [Run(path, own, {key: own[key] for key in varied if key in own}, read_json(path / RESULTS)) for path, own in overrides.items()]
+    runs = [Run(path, own, {key: own[key] for key in varied if key in own}, _results(path)) for path, own in overrides.items()]
     return sorted(runs, key=lambda run: [_as_number(run.choices.get(key, "")) for key in varied])
+
+
+def _results(folder: Path) -> dict[str, Any] | None:
+    """Those of a run that did not fail, and whose file is whole."""
+    try:
+        return None if (folder / FAILURE).is_file() else read_json(folder / RESULTS)
+    except ValueError:
+        return None
 
 
 def not_begun(folder: Path, runs: list[Run]) -> list[str]:
@@ -89,7 +115,11 @@ def not_begun(folder: Path, runs: list[Run]) -> list[str]:
     if hydra is None or not str(hydra.sweeper._target_).endswith(BasicSweeper.__name__):
         return []
     words = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()] + list(hydra.overrides.task)
-    (grid,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), None)
+    loader = ConfigLoaderImpl(create_config_search_path(str(conf_folder())))  # for choices that are patterns
+    try:
+        (grid,) = BasicSweeper.split_arguments(OverridesParser.create(loader).parse_overrides(words), None)
+    except HydraException:
+        return []
     wanted = [_split(point) for point in grid]
     there = [run.overrides for run in runs]
     varied = [key for key in wanted[0] if len({point[key] for point in wanted}) > 1]

@@ -9,6 +9,7 @@ among runs on the same data whose log-densities are of one kind: densities and p
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite, sqrt
@@ -18,7 +19,7 @@ from scipy.stats import t
 
 from lowerbound.runs import Run, named
 
-SEEDS = ("seed", "data.split_seed", "data.seed")
+SEEDS = ("seed", "data.seed")
 HIGHER = ("elbo", "log_evidence", "exact", "quadrature", "accuracy", "AIS", "IWAE")
 LOWER = ("rmse", "error")
 
@@ -40,8 +41,9 @@ class Cell:
 
     def __str__(self) -> str:
         """With as many decimals as the interval can bear."""
-        if self.half_width is None:
-            return f"{self.mean:.4g}" if abs(self.mean) < 1e4 else f"{self.mean:,.0f}"
+        if not self.half_width:
+            alone = f"{self.mean:.4g}" if abs(self.mean) < 1e4 else f"{self.mean:,.0f}"
+            return alone if self.half_width is None else f"{alone} ± 0"
         decimals = max(0, min(6, 1 - _magnitude(self.half_width)))
         return f"{self.mean:.{decimals}f} ± {self.half_width:.{decimals}f}"
 
@@ -64,6 +66,10 @@ class Line:
     def floored(self) -> list[Run]:
         """The runs whose noise ended at its floor, which alone limits their density: they are not ranked."""
         return [run for run in self.runs if run.results is not None and run.results.get("is_floored")]
+
+    def is_ranked(self, key: str) -> bool:
+        """Whether its number may be the best: all finished runs have it, as a diverged one has not, and none is at its variance floor."""
+        return key in self.cells and self.cells[key].count == len(self.runs) - len(self.failed) and not self.floored
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ def numbers(run: Run) -> dict[str, float]:
     results = run.results or {}
     found = {key: value for key, value in results.items() if key.startswith(("test/", "study/"))}
     for row in run.evaluation.get("evidence", []):
-        found.setdefault(f"evidence/{row['quantity']}", row["mean"])
+        found[f"evidence/{row['quantity']} of {row['num_data']:,} data"] = row["mean"]
     if units := run.evaluation.get("latent", {}).get("units"):
         found["latent/active_units"] = units["active"]
     found |= {"seconds": results["seconds"]} if "seconds" in results else {}
@@ -98,8 +104,10 @@ def numbers(run: Run) -> dict[str, float]:
 
 
 def rises(key: str) -> bool | None:
-    """Whether more of a number is better, or less; None: neither, as of the two parts of a bound, or a loss that depends on beta."""
-    name = key.rpartition("/")[2]
+    """Whether more of a number is better, or less; None: neither, as of the two parts of a bound, a loss that depends on beta, a study."""
+    part, _, name = key.partition("/")
+    if part not in ("test", "evidence"):
+        return None
     if name.startswith(HIGHER) or name.endswith(HIGHER):
         return True
     return False if name.endswith(LOWER) else None
@@ -123,8 +131,8 @@ def _cells(runs: Sequence[Run]) -> dict[str, Cell]:
 
 
 def _best(lines: Sequence[Line], key: str) -> str | None:
-    """The name of the line that is best in a column, if there are several and the column ranks; no line at a variance floor is."""
-    means = {line.name: line.cells[key].mean for line in lines if key in line.cells and not line.floored}
+    """The name of the line that is best in a column, if there are several and the column ranks."""
+    means = {line.name: line.cells[key].mean for line in lines if line.is_ranked(key)}
     if rises(key) is None or len(means) < 2:
         return None
     return max(means, key=lambda name: means[name] if rises(key) else -means[name])
@@ -136,10 +144,11 @@ def _ordered(keys: set[str]) -> list[str]:
     return sorted(keys, key=lambda key: (rank.get(key, len(first)), not key.startswith("test/"), _natural(key)))
 
 
-def _natural(key: str) -> tuple[str, int]:
-    """IWAE-10 comes before IWAE-100."""
-    name, _, count = key.partition("-")
-    return name, int(count) if count.isdigit() else 0
+def _natural(key: str) -> list[str | int]:
+    """IWAE-10 comes before IWAE-100, and of more data before of fewer."""
+    name, *counts = re.split(r"[- ](?=\d)", key)
+    sample, *data = (int(re.sub(r"\D", "", count)) for count in counts or ["0"])
+    return [name.removesuffix(" of"), sample, *(-count for count in data)]
 
 
 def configuration(run: Run, *others: str) -> str:
@@ -150,7 +159,7 @@ def configuration(run: Run, *others: str) -> str:
 def _kind(run: Run) -> str:
     """What must be equal for two runs to be compared: the measure of their densities, the data and their preparation."""
     assert run.results is not None
-    return json.dumps([run.results.get("measure"), run.results.get("data")], sort_keys=True)
+    return json.dumps([run.results.get("measure"), run.data], sort_keys=True)
 
 
 def _magnitude(value: float) -> int:

@@ -42,8 +42,11 @@ class Summary(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write the report; exit code 1 if a run failed."""
         folder = Path(config.hydra.sweep.dir)
-        *_, place = sweep_report.summarize(folder)
-        print(place)
+        try:
+            *_, finished, place = sweep_report.summarize(folder)
+            print(f"{finished}\n{place}")
+        except (ValueError, OSError) as error:
+            print(f"no report: {error}", file=sys.stderr)
         if any(run.results is None for run in read_runs(folder)):
             raise SystemExit(1)
 

@@ -32,21 +32,20 @@ class Curve(NamedTuple):
 def rate_distortion(curves: Mapping[str, Sequence[Point]]) -> Figure:
     """Distortion -E_q log p(x | z) against rate KL, in nats per datum, along beta: a curve for each name, through means over runs.
 
-    The line through the first curve's beta = 1 joins all pairs with its ELBO, -(rate + distortion); what lies above has a lower one.
+    Of a single curve, the line through beta = 1 joins all pairs with its ELBO, -(rate + distortion); what lies above has a lower one.
     """
     figure, (axes,) = make_figure(5.4, 4.1, "Rate and distortion")
     for (name, points), color in zip(curves.items(), colors(len(curves)), strict=True):
         means = [(point.beta, fmean(point.rate), fmean(point.distortion)) for point in sorted(points)]
-        axes.plot([r for _, r, _ in means], [d for *_, d in means], "-o", color=color, markersize=5, linewidth=1.2, label=name or None)
+        way = [r for _, r, _ in means], [d for *_, d in means]
+        axes.plot(*way, "-o", color=color, markersize=5, linewidth=1.2, label=_plain(name) or None)
         for point in points:
             if len(point.rate) > 1:
                 axes.plot(point.rate, point.distortion, ".", color=color, markersize=4, alpha=0.5)
         for beta, r, d in means:
             axes.annotate(rf"$\beta$ = {beta:g}", (r, d), xytext=(7, 5), textcoords="offset points", fontsize=8)
-    for points in list(curves.values())[:1]:
-        for point in points:
-            if point.beta == 1:
-                _mark(axes, fmean(point.rate), fmean(point.distortion))
+    for point in [point for points in curves.values() for point in points if point.beta == 1 and len(curves) == 1]:
+        _mark(axes, fmean(point.rate), fmean(point.distortion))
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)
     axes.margins(x=0.14)
@@ -69,7 +68,7 @@ def learning_curves(curves: Mapping[str, Sequence[Curve]], quantity: str) -> Fig
     late: list[float] = []
     for (name, runs), color in zip(curves.items(), colors(len(curves)), strict=True):
         for i, run in enumerate(runs):
-            axes.plot(run.steps, run.values, color=color, linewidth=1.1, alpha=0.8, label=name if i == 0 else None)
+            axes.plot(run.steps, run.values, color=color, linewidth=1.1, alpha=0.8, label=_plain(name) if i == 0 else None)
             late += [value for value in run.values[len(run.values) // 10 :] if math.isfinite(value)]
     if late and min(late) < max(late):
         margin = 0.05 * (max(late) - min(late))
@@ -77,6 +76,11 @@ def learning_curves(curves: Mapping[str, Sequence[Curve]], quantity: str) -> Fig
     axes.set(xlabel="optimizer steps", ylabel="nats per datum")
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
+
+
+def _plain(name: str) -> str:
+    """A name in which a dollar is no beginning of a formula."""
+    return name.replace("$", r"\$")
 
 
 def colors(count: int) -> list[str] | list[tuple[float, float, float, float]]:

@@ -24,7 +24,7 @@ from lowerbound import plots, sweep_plots
 from lowerbound.instantiate import instantiate
 from lowerbound.report import CAPTIONS, environment, picture
 from lowerbound.runs import Run, not_begun, read_runs
-from lowerbound.summary import Line, Table, configuration, tables
+from lowerbound.summary import Line, Table, configuration, numbers, tables
 from lowerbound.sweep_plots import Curve, Point
 from lowerbound.tracking import METRICS, finish, read_metrics, send_picture, send_table
 from lowerbound.wording import markdown, unit, words
@@ -46,10 +46,10 @@ def report(config: DictConfig) -> None:
     print("\n".join(summarize(folder)))
     found = tables(read_runs(folder))
     for logger in loggers:
-        for table in found:
-            send_table(logger, table.measure or "sweep", headings(table), [cells(table, line) for line in table.lines])
+        for number, table in enumerate(found, 1):
+            send_table(logger, f"table {number}", headings(table), [cells(table, line) for line in table.lines])
         for path in sorted(folder.glob("*.png")):
-            send_picture(logger, f"figures/{path.stem}", np.asarray(Image.open(path)), 0)
+            send_picture(logger, f"figures/{path.stem}", np.asarray(Image.open(path).convert("RGB")), 0)
     finish(loggers, {})
 
 
@@ -60,15 +60,19 @@ def summarize(folder: Path) -> Iterator[str]:
         ValueError: there are no runs in the folder.
     """
     runs = read_runs(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: there is no such folder. A sweep's folder looks like outputs/<sweep>.")
+    if (folder / files.RESULTS).is_file():
+        raise ValueError(f"{folder} is a run, and has its own {files.REPORT}; `lowerbound-report` is for the folder of a sweep")
     if not runs:
         raise ValueError(f"{folder} is the folder of no sweep: there is no run in it. A sweep's folder looks like outputs/<sweep>.")
     found, absent = tables(runs), not_begun(folder, runs)
-    drawn = draw(folder, [run for run in runs if run.results is not None])
+    drawn = draw(folder, found)
     page = (
         environment()
         .get_template("sweep.html")
         .render(
-            title=folder.name,
+            title=folder.resolve().name,
             runs=runs,
             absent=absent,
             tables=[shown(table) for table in found],
@@ -83,12 +87,16 @@ def summarize(folder: Path) -> Iterator[str]:
     yield from as_markdown(found)
     yield from (f"{run.name}: {run.state}" for run in runs if run.results is None)
     yield from (f"{name}: not begun" for name in absent)
+    yield f"{sum(run.results is not None for run in runs)} of {len(runs) + len(absent)} runs finished"
     yield f"report: {Path(os.path.relpath(folder)) / files.REPORT}"
 
 
-def draw(folder: Path, runs: Sequence[Run]) -> list[tuple[Path, str]]:
-    """Draw the overlays of finished runs: where they are, with their captions, and after them the other pictures of the folder."""
-    ways = {"rate_distortion": rate_distortion(runs), "learning_curves": learning_curves(runs)}
+def draw(folder: Path, found: Sequence[Table]) -> list[tuple[Path, str]]:
+    """Draw the overlays of each table: where they are, with their captions, and after them the other pictures of the folder."""
+    ways: dict[str, Figure | None] = {}
+    for number, table in enumerate(found):
+        runs, end = [run for line in table.lines for run in line.runs if run.results is not None], f"_{number + 1}" if number else ""
+        ways |= {f"rate_distortion{end}": rate_distortion(runs), f"learning_curves{end}": learning_curves(runs)}
     captions = CAPTIONS | {"rate_distortion": "What z tells of x, against what it leaves untold"}
     for name, figure in ways.items():
         if figure is not None:
@@ -115,13 +123,14 @@ def rate_distortion(runs: Sequence[Run]) -> Figure | None:
 def learning_curves(runs: Sequence[Run]) -> Figure | None:
     """The monitored quantity of the runs against optimizer steps; None: none of them was validated twice."""
     found: dict[str, list[Curve]] = {}
-    quantity = next((str(run.results["monitor"]) for run in runs if run.results and "monitor" in run.results), "")
+    quantities: dict[str, None] = {}
     for run in runs:
-        path = run.folder / METRICS
+        path, quantity = run.folder / METRICS, str((run.results or {}).get("monitor"))
         columns = read_metrics(path) if path.is_file() else {}
         if len(columns.get(quantity, ())) > 1:
+            quantities[words(quantity)] = None
             found.setdefault(configuration(run), []).append(Curve(columns["step"], columns[quantity]))
-    return sweep_plots.learning_curves(found, words(quantity)) if found else None
+    return sweep_plots.learning_curves(found, " and ".join(quantities)) if found else None
 
 
 def headings(table: Table) -> list[str]:
@@ -131,7 +140,8 @@ def headings(table: Table) -> list[str]:
 
 def cells(table: Table, line: Line) -> list[str]:
     """A line as text; what it has no number of is empty."""
-    marks = {"failed": len(line.failed), "at the variance floor": len(line.floored)}
+    short = sum(1 for run in line.runs if run.results is not None and len(numbers(run)) < len(line.cells))
+    marks = {"failed": len(line.failed), "at the variance floor": len(line.floored), "with numbers that are not finite": short}
     marked = ", ".join(f"{count} {what}" for what, count in marks.items() if count)
     count = f"{len(line.runs) - len(line.failed)}" + (f" ({marked})" if marked else "")
     return [line.name, count, *(str(line.cells[key]) if key in line.cells else "" for key in table.columns)]
@@ -142,7 +152,8 @@ def shown(table: Table) -> dict[str, object]:
     lines = []
     for line in table.lines:
         text = cells(table, line)
-        values = [line.name, str(len(line.runs)), *(repr(line.cells[key].mean) if key in line.cells else "" for key in table.columns)]
+        means = [repr(line.cells[key].mean) if key in line.cells else "" for key in table.columns]
+        values = [line.name, str(len(line.runs) - len(line.failed)), *means]
         best = [False, False, *(key in line.best for key in table.columns)]
         lines.append([{"text": a, "value": b, "best": c} for a, b, c in zip(text, values, best, strict=True)])
     return {"measure": table.measure, "headings": headings(table), "lines": lines}
@@ -168,7 +179,7 @@ def as_markdown(found: Sequence[Table]) -> Iterator[str]:
     """The tables, the best in bold."""
     for table in found:
         yield from [f"{table.measure}", ""] if table.measure else []
-        yield from markdown(headings(table), [_bold(table, line, "**{}**") for line in table.lines], (0,))
+        yield from markdown(headings(table), [[c.replace("|", r"\|") for c in _bold(table, line, "**{}**")] for line in table.lines], (0,))
         yield ""
 
 

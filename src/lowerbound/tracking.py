@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from netrc import NetrcParseError, netrc
 from pathlib import Path
@@ -24,7 +25,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 
 METRICS = "metrics.csv"
 PUBLIC_HOST = "api.wandb.ai"  # the name in netrc files of the service whose address has changed since
@@ -91,7 +92,8 @@ def read_metrics(path: str | Path) -> dict[str, list[float]]:
     with Path(path).open(newline="") as file:
         rows = list(csv.reader(file))
     names = rows[0] if rows else []
-    return {name: [float(row[i]) if row[i] else math.nan for row in rows[1:]] for i, name in enumerate(names)}
+    whole = [row for row in rows[1:] if len(row) == len(names)]  # the last one may be being written
+    return {name: [float(row[i]) if row[i] else math.nan for row in whole] for i, name in enumerate(names)}
 
 
 @final
@@ -131,7 +133,7 @@ class WandB(WandbLogger):
             return super().experiment
         except wandb.Error as error:
             wandb.teardown()  # else the next init waits for the one that failed
-            rank_zero_info(f"W&B: offline, because the server did not take the run ({error})")
+            _say_offline(f"the server did not take the run ({error})")
             self.mode = "offline"
             self._wandb_init["mode"], self._wandb_init["settings"]["silent"] = self.mode, True
             return super().experiment
@@ -188,6 +190,11 @@ def send_table(logger: Logger, name: str, headings: Sequence[str], lines: Sequen
         logger.log_table(name, columns=list(headings), data=[list(line) for line in lines])
 
 
+@rank_zero_only
+def _say_offline(reason: str) -> None:
+    print(f"W&B: offline, because {reason}; `wandb sync` on the run's wandb/ folder sends it later", file=sys.stderr)
+
+
 def _mode(wanted: str | None) -> str:
     """The mode in which W&B can run without a prompt or a wait."""
     import wandb  # half a second, which only runs that log there should pay
@@ -201,7 +208,7 @@ def _mode(wanted: str | None) -> str:
     if missing is None and not _answers(settings.base_url):
         missing = f"{settings.base_url} does not answer"
     if missing is not None:
-        rank_zero_info(f"W&B: offline, because {missing}")
+        _say_offline(missing)
     return "online" if missing is None else "offline"
 
 

@@ -7,6 +7,7 @@ numbers that are something else.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 NOT_NATS = (
@@ -28,11 +29,13 @@ EVIDENCE = ("log p(x)", "nats per datum", "standard error", "bits per dimension"
 
 def unit(key: str) -> str:
     """What to write behind the number of that name."""
-    return "" if key.rpartition("_")[2] in NOT_NATS else " nats"
+    return "" if key.replace("/", "_").rpartition("_")[2] in NOT_NATS else " nats"
 
 
 def written(value: float) -> str:
     """A number in twelve places, with four decimals where they say something."""
+    if not isfinite(value):
+        return f"{value:>12}"
     if value == round(value) and 0 < abs(value) < 1e7:
         return f"{value:>12.0f}"
     return f"{value:>12.4f}" if value == 0 or 0.01 <= abs(value) < 1e7 else f"{value:>12.3g}"

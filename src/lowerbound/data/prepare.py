@@ -54,7 +54,7 @@ class Preparation(nn.Module):
 
     def forward(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """Prepare x ``[N, D]``; the result has the default floating type, or that of x where it is finer."""
-        return run(self.chain, x, torch.get_default_dtype(), generator)
+        return run(self.chain, torch.as_tensor(x), torch.get_default_dtype(), generator)
 
     def inverse(self, y: Tensor) -> Tensor:
         """The original ``[N, D]`` of prepared y, up to rounding; a binarized y goes back to the ends of the original range."""
