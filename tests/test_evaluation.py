@@ -259,12 +259,12 @@ def estimate(quantity: str, mean: float, num_data: int = 100) -> Estimate:
 def test_the_verdict_is_of_the_tightest_bound_of_all_rows_and_of_sound_rivals() -> None:
     known = [estimate("IWAE-1", -5.0), estimate("IWAE-100", -4.0), estimate("AIS", -1.0, 20)]
     rivals = [Baseline(estimate("PPCA", -6.0), None), Baseline(estimate("mixture", 3.0), "at its floor")]
-    assert verdict(known, rivals) == "IWAE-100 lies 2.000 nats above the best simple model, PPCA"
+    assert verdict(known, rivals) == "log p(x) (IWAE-100) lies 2.000 nats above the best simple model, PPCA"
     assert verdict(known, rivals[1:]) is None
     assert verdict([], rivals) is None
     exactly = Estimate("exact", False, -4.5, 0.1, 100, None, 0.0)
     lucky = Estimate("IWAE-100", True, -4.4, 0.1, 100, 50.0, 0.0)
-    assert verdict([exactly, lucky], rivals) == "exact lies 1.500 nats above the best simple model, PPCA"
+    assert verdict([exactly, lucky], rivals) == "log p(x) (exact) lies 1.500 nats above the best simple model, PPCA"
     assert verdict(known, rivals, floored="its scale is at its floor") is None
     assert warnings(known, rivals, "its scale is at its floor") == ["its scale is at its floor", "mixture: at its floor"]
 

@@ -76,12 +76,15 @@ def test_without_a_file_the_rows_are_those_of_the_test(run: Path, command: Predi
     [
         (("output=decode",), "output=decode is none of encode"),
         (("file=codes.txt",), "file=codes.txt is none of .npy, .csv"),
-        (("rows=absent.npy",), "absent.npy cannot be read"),
+        (("rows=absent.npy",), "rows=absent.npy cannot be read"),
+        (("rows=high.npy",), "rows=high.npy: the data are integers in [0, 99]"),
         (("rows=narrow.npy",), "has 3 columns"),
     ],
 )
 def test_what_does_not_fit_is_said(arguments: tuple[str, ...], words: str, run: Path, command: Predict, tmp_path: Path) -> None:
     np.save(tmp_path / "narrow.npy", np.zeros((4, 3)))
+    np.save(tmp_path / "high.npy", np.tile([0, 99], (4, 32)))
     code, _, err = command(f"run={run}", *arguments)
     assert code == 2
     assert words in err
+    assert "Set data." not in err, "no option of the training is advised"

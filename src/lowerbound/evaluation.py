@@ -203,7 +203,7 @@ def verdict(known: Sequence[Estimate], others: Sequence[Baseline], floored: str 
     best, rival = max(own, key=lambda one: (not one.is_bound, one.mean)), max(sound, key=lambda one: one.mean)
     gain = best.mean - rival.mean
     side = "above" if gain > 0 else "BELOW"
-    return f"{best.quantity} lies {abs(gain):.3f} nats {side} the best simple model, {rival.quantity}"
+    return f"log p(x) ({best.quantity}) lies {abs(gain):.3f} nats {side} the best simple model, {rival.quantity}"
 
 
 def written(run: Loaded, x: Tensor, one: Estimate) -> dict[str, Any]:

@@ -44,7 +44,13 @@ def predict(config: DictConfig) -> None:
             x = prepared_rows(run, config.rows).to(next(run.model.parameters()))
             found = torch.cat([ways[config.output](rows) for rows in x.split(ROWS)])
     written(found, path)
-    print(f"{config.output}: {' x '.join(map(str, found.shape))} numbers in {path}")
+    print(f"{told(run, config.output, count)}: {' x '.join(map(str, found.shape))} numbers in {path}")
+
+
+def told(run: Loaded, output: str, num_samples: int) -> str:
+    """The output, and of log p(x) whether it is that or a bound."""
+    known = "exact" if run.model.is_exact else f"a lower bound by {num_samples} samples of z"
+    return f"log_prob, nats, {known}" if output == "log_prob" else output
 
 
 def outputs(run: Loaded, num_samples: int) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -70,12 +76,19 @@ def prepared_rows(run: Loaded, path: str | None) -> Tensor:
     """
     if path is None:
         return data_of(run).part("test").x
-    raw, dim = Table(path=str(path), dim=run.model.data_dim).read().train, run.model.data_dim
+    dim = run.model.data_dim
+    try:
+        raw = Table(path=str(path), dim=dim).read().train
+    except ValueError as error:
+        raise ValueError(str(error).splitlines()[0].replace("data.path", "rows")) from error
     if raw.shape[1] != dim:
         raise ValueError(f"rows={path} has {raw.shape[1]} columns, and the model of run={run.config.name} has {dim}")
     if run.prepare is None:
         return raw
-    run.prepare.check(raw)
+    try:
+        run.prepare.check(raw)
+    except ValueError as error:
+        raise ValueError(f"rows={path}: {str(error).splitlines()[0]}, as those of the run are") from error
     return run.prepare(raw, torch.Generator().manual_seed(0))
 
 

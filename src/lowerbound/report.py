@@ -29,15 +29,15 @@ CAPTIONS = {
     "latent_plane": "Codes of validation data",
     "loadings": "The columns of W",
     "eigenvalue_spectrum": "Variances of data and model, and the noise",
-    "kl_per_dimension": "What each latent dimension carries",
+    "kl_per_dimension": "What each latent dimension carries, validation data",
     "interpolation": "From code to code, on a straight and on a spherical way",
     "latent_traversal": "One latent dimension at a time",
     "importance_weighted_curve": "The bound against its number of samples, over what else is known of log p(x)",
-    "collapse": "Which latent dimensions are used, and which have collapsed",
+    "collapse": "Which latent dimensions are used, and which have collapsed, test data",
 }
 
 
-BROAD = 2.0  # times its height
+BROAD = 1.5  # times its height
 
 
 def write_report(folder: Path) -> Path | None:

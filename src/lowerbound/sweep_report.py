@@ -187,6 +187,7 @@ def as_latex(found: Sequence[Table]) -> Iterator[str]:
     """The tables for a document that uses booktabs, the best in bold."""
     for table in found:
         names = [_escaped(name) for name in headings(table)]
+        yield rf"% {table.measure or 'one table'}, means over seeds with half of the 95% interval; needs \usepackage{{booktabs}}"
         yield rf"\begin{{tabular}}{{l{'r' * (len(names) - 1)}}}"
         yield rf"\toprule {' & '.join(names)} \\ \midrule"
         yield from (" & ".join(_bold(table, line, r"\textbf{{{}}}", escape=True)) + r" \\" for line in table.lines)

@@ -20,7 +20,7 @@ MEANINGS = {
     "log_evidence": "log p(x), exactly",
     "reconstruction": "E_q log p(x | z): the distortion with its sign turned, of a Gaussian with all constants",
     "kl": "KL(q(z | x), p(z)): the rate, what z tells of x and what q spends elsewhere",
-    "loss": "what was minimised: -ELBO only if beta is 1, without free bits and without a prior of the parameters",
+    "loss": "what was minimised: -ELBO only of a model that has one, at beta 1, without free bits and without a prior of the parameters",
     "imputation_rmse": "root mean square error of hidden entries filled in, in units of the prepared data",
 }
 
