@@ -244,6 +244,12 @@ def test_a_folder_that_is_no_sweep_is_answered(tmp_path: Path, monkeypatch: pyte
     code, _, err = command()
     assert code == 2
     assert "folder" in err
+    code, _, err = command("empty", "absent")
+    assert code == 2
+    assert "give one folder, not several" in err
+    code, _, err = command("absent")
+    assert code == 2
+    assert "there is no such folder" in err
 
 
 def test_a_folder_without_runs_is_said_so(tmp_path: Path) -> None:

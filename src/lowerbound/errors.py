@@ -47,6 +47,17 @@ def whole(value: object, what: str, least: int = 1) -> int:
     return value
 
 
+def one(value: object, what: str) -> str:
+    """The value, if it is one word.
+
+    Raises:
+        ValueError: it is several; `what` names the option.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{what}={value}: give one folder, not several")
+    return value
+
+
 def real(value: object, what: str, above: float = -inf, least: float = -inf, below: float = inf) -> float:
     """The value, if it is a number above `above`, at least `least` and below `below`.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lowerbound.bounds import importance_weighted_bound
 from lowerbound.data.tables import Table
-from lowerbound.errors import whole
+from lowerbound.errors import one, whole
 from lowerbound.evaluation import data_of
 from lowerbound.randomness import own_generators
 from lowerbound.run import Loaded, load
@@ -30,7 +30,7 @@ def predict(config: DictConfig) -> None:
     Raises:
         ValueError: there is no such run, file or output, or the model does not have it.
     """
-    run, count = load(config.run), whole(config.num_samples, "num_samples")
+    run, count = load(one(config.run, "run")), whole(config.num_samples, "num_samples")
     ways = outputs(run, count)
     if config.output not in ways and config.output != "sample":
         raise ValueError(f"output={config.output} is none of {', '.join([*ways, 'sample'])}")

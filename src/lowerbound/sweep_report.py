@@ -21,6 +21,7 @@ from PIL import Image
 
 from lowerbound import folder as files
 from lowerbound import plots, sweep_plots
+from lowerbound.errors import one
 from lowerbound.instantiate import instantiate
 from lowerbound.report import CAPTIONS, environment, picture
 from lowerbound.runs import Run, not_begun, read_runs
@@ -41,7 +42,7 @@ def report(config: DictConfig) -> None:
     Raises:
         ValueError: there are no runs in it.
     """
-    folder = Path(config.folder)
+    folder = Path(one(config.folder, "folder"))
     loggers: list[Logger] = [instantiate(node, save_dir=str(folder)) for node in (config.logger or {}).values()]
     print("\n".join(summarize(folder)))
     found = tables(read_runs(folder))
@@ -98,6 +99,8 @@ def draw(folder: Path, found: Sequence[Table]) -> list[tuple[Path, str]]:
         runs, end = [run for line in table.lines for run in line.runs if run.results is not None], f"_{number + 1}" if number else ""
         ways |= {f"rate_distortion{end}": rate_distortion(runs), f"learning_curves{end}": learning_curves(runs)}
     captions = CAPTIONS | {"rate_distortion": "What z tells of x, against what it leaves untold"}
+    for stale in [*folder.glob("rate_distortion*.png"), *folder.glob("learning_curves*.png")]:
+        stale.unlink()
     for name, figure in ways.items():
         if figure is not None:
             plots.save(figure, folder / f"{name}.png")
