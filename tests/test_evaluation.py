@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from shutil import copytree
+from shutil import copyfile, copytree
 from typing import Any
 
 import numpy as np
@@ -109,6 +109,23 @@ def test_the_smallest_models_and_fewest_rows_are_evaluated(
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert all(row["num_data"] == 2 for row in found["evidence"])
     assert ("no p(x)" in (tmp_path / "run" / "report.html").read_text()) == ("autoencoder" in overrides[0])
+
+
+def test_a_run_begun_again_has_no_old_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its page would show the evidence of other weights; what is not ours stays, also where the run's folder is the working folder."""
+    mine = tmp_path / "figures" / "mine.png"
+    for time in range(2):
+        arguments = ("trainer.max_epochs=1", "~callbacks.pictures", "hydra.run.dir=.", "network.encoder.sizes=[8]", "latent_dim=2")
+        assert commands.train(tmp_path, monkeypatch, *arguments) == 0
+        assert not (tmp_path / "evaluation.json").exists()
+        assert not (tmp_path / "figures" / "collapse.png").exists()
+        assert "Not evaluated yet" in (tmp_path / "report.html").read_text()
+        if not time:
+            monkeypatch.setattr(sys, "argv", ["lowerbound-evaluate", ".", "num_samples=[1]", "num_data=20", "annealing.num_data=0"])
+            assert evaluate() == 0
+            assert (tmp_path / "figures" / "collapse.png").exists()
+            copyfile(tmp_path / "figures" / "collapse.png", mine)
+    assert mine.exists()
 
 
 def test_several_folders_are_several_runs(run: Path, command: Evaluate, tmp_path: Path) -> None:

@@ -101,11 +101,11 @@ def draw(folder: Path, model: LatentVariableModel, x: Tensor, known: Sequence[Es
         others = {one.quantity: (one.mean, one.standard_error) for one in known if one.num_data == len(x) and one not in bounds}
         counts = [int(one.quantity.removeprefix("IWAE-")) for one in bounds]
         figure = importance_weighted_curve(counts, [one.mean for one in bounds], [one.standard_error for one in bounds], others)
-        save(figure, folder / "importance_weighted_curve.png")
+        save(figure, folder / files.CURVE)
     if units is not None:
         with suppress(ValueError):  # posteriors that do not factorise have no KL of a dimension
             kl = torch.cat([kl_per_dimension(model.posterior(rows), model.prior()) for rows in x.split(ROWS)])
-            save(collapse_panel(kl, units.mean_variance, units.posterior_variance), folder / "collapse.png")
+            save(collapse_panel(kl, units.mean_variance, units.posterior_variance), folder / files.COLLAPSE)
 
 
 def device_of(name: str) -> torch.device:

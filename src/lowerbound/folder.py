@@ -25,6 +25,7 @@ from torch import Tensor
 
 CONFIG, WEIGHTS, LAST, RESULTS, FIGURES = "config.yaml", "weights.ckpt", "last.ckpt", "results.json", "figures"
 EVALUATION, REPORT, FAILURE = "evaluation.json", "report.html", "failure.txt"
+CURVE, COLLAPSE = "importance_weighted_curve.png", "collapse.png"  # the pictures of an evaluation
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 
 
@@ -80,10 +81,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def begin(folder: Path) -> None:
-    """Make a run folder, and take out of it what an earlier run in it has said of its end."""
+    """Make a run folder; of one that is there, take away what an earlier run in it has said of its end, and nothing else."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in [*(folder / name for name in (RESULTS, EVALUATION, REPORT, FAILURE)), *(folder / FIGURES).glob("*.png")]:
-        path.unlink(missing_ok=True)
+    if (folder / CONFIG).is_file():
+        for name in (RESULTS, EVALUATION, REPORT, FAILURE, f"{FIGURES}/{CURVE}", f"{FIGURES}/{COLLAPSE}"):
+            (folder / name).unlink(missing_ok=True)
 
 
 def read_overrides(folder: Path) -> list[str] | None:
