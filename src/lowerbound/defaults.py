@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
+from hydra.core.config_loader import ConfigLoader
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -28,6 +29,11 @@ def conf_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[2] / "conf"
 
 
+def config_loader() -> ConfigLoader:
+    """What composes configurations of that folder, also outside of a running command."""
+    return ConfigLoaderImpl(create_config_search_path(str(conf_folder())))
+
+
 def differences(config: DictConfig, chosen: Collection[str] = ()) -> list[Difference]:
     """What of a resolved configuration of `lowerbound-train` is not as it would be without any choice.
 
@@ -43,8 +49,7 @@ def differences(config: DictConfig, chosen: Collection[str] = ()) -> list[Differ
 
 
 def _default() -> DictConfig:
-    loader = ConfigLoaderImpl(create_config_search_path(str(conf_folder())))
-    config = loader.load_configuration("config", overrides=[], run_mode=RunMode.RUN)
+    config = config_loader().load_configuration("config", overrides=[], run_mode=RunMode.RUN)
     for key in UNCOMPARED:
         config[key] = None  # some hold what only a running command can resolve
     return config

@@ -1,6 +1,6 @@
 """The runs of a sweep, as their folders tell: what sets each apart, its results, and which were asked for and are not there.
 
-A run that failed has a folder without results.json; one that did not begin has none.
+A run that failed says why in failure.txt; one that did not begin has no folder.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.utils import create_config_search_path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from lowerbound.defaults import conf_folder
+from lowerbound.defaults import config_loader
 from lowerbound.folder import CONFIG, EVALUATION, FAILURE, OVERRIDES, RESULTS, read_json, read_overrides
 
 COMMAND = "multirun.yaml"  # Hydra's own note of what a sweep is over
@@ -43,18 +41,21 @@ class Run:
         return None if self.results is None else self.results.get(key)
 
     @property
-    def beta(self) -> float | None:
-        """The weight of the KL that training ended with; None: it is not known."""
+    def config(self) -> DictConfig | None:
+        """Its resolved configuration; None: it did not get so far."""
         path = self.folder / CONFIG
         config = OmegaConf.load(path) if path.is_file() else None
-        return beta_at_the_end(config.get("objective") or {}) if isinstance(config, DictConfig) else None
+        return config if isinstance(config, DictConfig) else None
+
+    @property
+    def beta(self) -> float | None:
+        """The weight of the KL that training ended with; None: it is not known."""
+        return None if self.config is None else beta_at_the_end(self.config.get("objective") or {})
 
     @property
     def data(self) -> Any:
         """The data and their preparation as they were configured, without what changes no number of a datum."""
-        path = self.folder / CONFIG
-        config = OmegaConf.load(path) if path.is_file() else None
-        node = config.get("data") if isinstance(config, DictConfig) else None
+        node = None if self.config is None else self.config.get("data")
         found = OmegaConf.to_container(node, resolve=True) if node is not None else (self.results or {}).get("data")
         return {key: value for key, value in found.items() if key not in OF_LEARNING} if isinstance(found, dict) else found
 
@@ -115,9 +116,9 @@ def not_begun(folder: Path, runs: list[Run]) -> list[str]:
     if hydra is None or not str(hydra.sweeper._target_).endswith(BasicSweeper.__name__):
         return []
     words = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()] + list(hydra.overrides.task)
-    loader = ConfigLoaderImpl(create_config_search_path(str(conf_folder())))  # for choices that are patterns
+    parser = OverridesParser.create(config_loader())  # which knows the choices that a pattern is for
     try:
-        (grid,) = BasicSweeper.split_arguments(OverridesParser.create(loader).parse_overrides(words), None)
+        (grid,) = BasicSweeper.split_arguments(parser.parse_overrides(words), None)
     except HydraException:
         return []
     wanted = [_split(point) for point in grid]

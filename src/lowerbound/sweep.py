@@ -42,13 +42,15 @@ class Summary(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write the report; exit code 1 if a run failed."""
         folder = Path(config.hydra.sweep.dir)
+        has_failed = any(run.results is None for run in read_runs(folder))
         try:
             *_, finished, place = sweep_report.summarize(folder)
             print(f"{finished}\n{place}")
         except (ValueError, OSError) as error:
             print(f"no report: {error}", file=sys.stderr)
-        if any(run.results is None for run in read_runs(folder)):
-            raise SystemExit(1)
+        finally:  # Hydra makes a warning of any other error here, and the exit code 0
+            if has_failed:
+                raise SystemExit(1)
 
 
 class Comparison(Callback, ABC):
