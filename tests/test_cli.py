@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lowerbound import cli
 from lowerbound.errors import NonFiniteError
+from lowerbound.explaining import explain
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -167,7 +168,7 @@ def test_an_error_of_a_run_is_its_own_message(command: Command) -> None:
     ],
 )
 def test_a_long_message_is_its_beginning_and_its_end(message: str, shown: list[str]) -> None:
-    assert cli.explain(ValueError(message), []) == shown
+    assert explain(ValueError(message), []) == shown
 
 
 def test_a_loss_that_is_not_finite_is_no_mistake_of_the_command(command: Command) -> None:

@@ -8,71 +8,25 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import hydra
 from hydra._internal.utils import get_args
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError
 
+from lowerbound.commands import EVALUATE, LADDER, PREDICT, REPORT, TRAIN, Command
 from lowerbound.defaults import conf_folder
-from lowerbound.errors import NonFiniteError, Remark, near_matches
+from lowerbound.errors import NonFiniteError, Remark
+from lowerbound.explaining import HYDRA_VERSION, USER_ERRORS, explain, items
 
-USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
-_HYDRA_VERSION = "1.3"
 WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info", "-i")
 
-
-class Command(NamedTuple):
-    """A command by name, its file in ``conf/``, where to get what it does with the configuration, and the key that a path is for."""
-
-    name: str
-    config: str
-    load: Callable[[], Callable[[DictConfig], object]]
-    path: str | None = None
-
-
-def _train() -> Callable[[DictConfig], object]:
-    from lowerbound.run import train  # here, so that help and a typo need not wait for it
-
-    return train
-
-
-def _climb() -> Callable[[DictConfig], object]:
-    from lowerbound.ladder import climb_and_tell
-
-    return climb_and_tell
-
-
-def _evaluate() -> Callable[[DictConfig], object]:
-    from lowerbound.evaluation import evaluate
-
-    return evaluate
-
-
-def _predict() -> Callable[[DictConfig], object]:
-    from lowerbound.prediction import predict
-
-    return predict
-
-
-def _report_sweep() -> Callable[[DictConfig], object]:
-    from lowerbound.sweep_report import report
-
-    return report
-
-
-TRAIN = Command("lowerbound-train", "config", _train)
-LADDER = Command("lowerbound-ladder", "ladder", _climb)
-EVALUATE = Command("lowerbound-evaluate", "evaluate", _evaluate, "run")
-PREDICT = Command("lowerbound-predict", "predict", _predict, "run")
-REPORT = Command("lowerbound-report", "report", _report_sweep, "folder")
 PROGRAM = TRAIN.name
 
 
@@ -93,7 +47,7 @@ def main(command: Command = TRAIN) -> int:
         return _task(cfg, command)
 
     try:
-        hydra.main(config_path=str(conf_folder()), config_name=command.config, version_base=_HYDRA_VERSION)(task)()
+        hydra.main(config_path=str(conf_folder()), config_name=command.config, version_base=HYDRA_VERSION)(task)()
     except USER_ERRORS as error:
         if "debug=true" in sys.argv:
             raise
@@ -193,10 +147,10 @@ def check_overrides(cfg: DictConfig, command: Command = TRAIN) -> None:
 
 
 def _check_values(cfg: DictConfig) -> None:
-    missing = [key for key, value in _items(cfg) if value == "???"]
+    missing = [key for key, value in items(cfg) if value == "???"]
     if missing:
         raise ConfigCompositionException(f"No value is set for {' and '.join(missing)}.\nAdd {' '.join(f'{key}=...' for key in missing)}")
-    for key, _ in _items(cfg):
+    for key, _ in items(cfg):
         try:
             OmegaConf.select(cfg, key)
         except InterpolationResolutionError as error:
@@ -209,91 +163,6 @@ def _report(error: Exception, command: Command) -> int:
     lines = explain(error, args.overrides, args.config_dir, command)
     print(f"{command.name}: " + "\n  ".join(lines), file=sys.stderr)
     return 1 if isinstance(error, NonFiniteError) else 2
-
-
-def explain(error: Exception, overrides: Sequence[str], config_dir: str | None = None, command: Command = TRAIN) -> list[str]:
-    """At most three lines: what was wrong, what was probably meant, where to look.
-
-    Args:
-        error: what composing the configuration, or the run, raised.
-        overrides: the command line's ``key=value`` arguments.
-        config_dir: a further folder of configuration, from Hydra's ``--config-dir``.
-        command: which one it is.
-    """
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        return _explain_choice(error.missing_cfg_file, error.options)
-    if isinstance(error, OverrideParseException) and "=" in error.override:
-        return [f"{error.override}: {error.message.splitlines()[0]}", "A value with =,(){}[] in it is quoted twice: 'key=\"value\"'"]
-    unknown = re.search(r"Could not override '([^'@]+)|config group '([^'@]+)", str(error))
-    if isinstance(error, OverrideParseException):
-        return _explain_key(error.override, overrides, config_dir, command)
-    if isinstance(error, ConfigCompositionException) and unknown:
-        return _explain_key(unknown[1] or unknown[2], overrides, config_dir, command)
-    return _explain_other(error)
-
-
-def _explain_choice(missing: str, options: Sequence[str]) -> list[str]:
-    group, _, choice = missing.rpartition("/")
-    meant = [f"{group}={option}" for option in near_matches(choice, options)]
-    return [f"{group}={choice}: there is no such choice.", *_question(meant), f"{group} is one of {', '.join(sorted(options))}."]
-
-
-def _explain_key(key: str, overrides: Sequence[str], config_dir: str | None, command: Command) -> list[str]:
-    typed = next((o for o in overrides if re.split("[=@]", o.lstrip("+~"))[0] == key), key)
-    others = [o for o in overrides if o != typed]
-    with hydra.initialize_config_dir(str(conf_folder()), version_base=_HYDRA_VERSION):
-        cfg = _composed(others, config_dir, command)
-        loader = GlobalHydra.instance().config_loader()
-        groups = {group: loader.get_group_options(group) for group in loader.list_groups("") if group != "hydra"}
-        hydra_groups = [f"hydra/{group}" for group in loader.list_groups("hydra")]
-    if key in groups:
-        chosen = cfg.hydra.runtime.choices
-        run = ", ".join(f"{group}={chosen[group]}" for group in ("model", "likelihood") if group in chosen)
-        given = f"with {run} " if run else ""
-        return [f"{typed}: {given}there is no {key} to choose.", f"{command.name} --help lists the groups."]
-    known = [*groups, *hydra_groups, *(name for name, _ in _items(cfg))]
-    meant = near_matches(key, [name for name in known if name.startswith("hydra") == key.startswith("hydra")])
-    choices = [(choice, f"{group}={choice}") for group, options in groups.items() for choice in options]
-    alike = near_matches(key, [choice for choice, _ in choices]) if "." not in key else []
-    meant += [written for name in alike for choice, written in choices if choice == name]
-    return [f"{typed}: there is no key {key}.", *_question(meant[:3]), f"{command.name} --cfg job lists every key, --help the groups."]
-
-
-def _explain_other(error: Exception) -> list[str]:
-    text = str(error) if error.__cause__ is None or not isinstance(error, HydraException) else f"{error}\n{error.__cause__}"
-    if "add --multirun" in text:
-        return [text.splitlines()[0], "To run all of them, add --multirun; for a list, write key=[a,b]."]
-    lines = [line.strip().replace("full_key: ", "in ") for line in text.splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith("object_type=")] or [type(error).__name__]
-    hint = [] if isinstance(error, HydraException) else ["debug=true shows the whole traceback."]
-    answer = [*lines, *hint][: max(3, len(lines))]
-    return [*answer[:2], *answer[2:][-1:]]
-
-
-def _question(meant: Sequence[str]) -> list[str]:
-    return [f"Did you mean {' or '.join(meant)}?"] if meant else []
-
-
-def _composed(overrides: list[str], config_dir: str | None, command: Command) -> DictConfig:
-    """The configuration of the overrides; where they do not compose either, that of none."""
-    path = [f"hydra.searchpath=[file://{os.path.abspath(config_dir)}]"] if config_dir else []
-    try:
-        return hydra.compose(command.config, path + overrides, return_hydra_config=True)
-    except USER_ERRORS:
-        return hydra.compose(command.config, path, return_hydra_config=True)
-
-
-def _items(cfg: DictConfig) -> Iterator[tuple[str, object]]:
-    """The dotted keys and unresolved values of all that can be set, nodes before what is in them."""
-
-    def walk(node: object, prefix: str) -> Iterator[tuple[str, object]]:
-        if isinstance(node, dict):
-            for key, value in node.items():
-                if not str(key).startswith("_"):
-                    yield f"{prefix}{key}", value
-                    yield from walk(value, f"{prefix}{key}.")
-
-    return walk(OmegaConf.to_container(cfg, resolve=False), "")
 
 
 if __name__ == "__main__":
