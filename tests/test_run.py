@@ -66,13 +66,6 @@ def test_the_best_weights_are_those_that_are_tested(tmp_path: Path, monkeypatch:
     assert not any("time" in name for name in rows)
 
 
-def test_weights_of_an_older_run_in_the_folder_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    older = results(run(tmp_path, monkeypatch, *SMALL))
-    rows = read_metrics(run(tmp_path, monkeypatch, *SMALL, "trainer.max_epochs=1", "~callbacks.best") / "metrics.csv")
-    assert results(tmp_path / "run")["val/elbo"] == pytest.approx(rows["val/elbo"][-1], rel=1e-12)
-    assert results(tmp_path / "run")["val/elbo"] != older["val/elbo"]
-
-
 def test_the_configuration_is_resolved_and_names_no_machine(finished: Path) -> None:
     text = (finished / "config.yaml").read_text()
     assert "${" not in text

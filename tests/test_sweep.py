@@ -49,6 +49,7 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capt
             beta = float(cfg.objective.beta)
             numbers = {"test/elbo": -beta - 10 / beta, "test/kl": 10 / beta, "test/reconstruction": -beta}
             folder = Path(HydraConfig.get().runtime.output_dir)
+            (folder / "failure.txt").unlink(missing_ok=True)
             OmegaConf.save(cfg, folder / "config.yaml")
             (folder / "results.json").write_text(json.dumps(numbers))
             return 0.0

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
-from typing import final
+from typing import Any, final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -22,11 +22,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
-from lowerbound import pictures, plots
+from lowerbound import pictures, plots, preemption
+from lowerbound.data.batches import TensorBatches
 from lowerbound.data.module import TensorDataModule
+from lowerbound.errors import real, whole
 from lowerbound.fit import Fit, rows
 from lowerbound.folder import FIGURES, LAST, WEIGHTS
 from lowerbound.model import LatentVariableModel
+from lowerbound.preemption import Stopped
 from lowerbound.randomness import own_generators
 from lowerbound.tracking import METRICS, read_metrics, send_picture
 
@@ -39,6 +42,23 @@ class BestWeights(ModelCheckpoint):
         name = Path(WEIGHTS).stem
         super().__init__(filename=name, mode="max", save_weights_only=True, enable_version_counter=False, auto_insert_metric_name=False)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far; paths as they are within the folder, which may be moved."""
+        return super().state_dict() | {
+            "dirpath": None,
+            "current_score": None,  # of the last validation, which a run that goes on has not had
+            "best_model_path": Path(self.best_model_path).name,
+            "kth_best_model_path": Path(self.kth_best_model_path).name,
+            "best_k_models": {Path(path).name: value for path, value in self.best_k_models.items()},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back, for the folder as it is called now."""
+        folder = Path(self.dirpath or "")
+        paths = {name: str(folder / state_dict[name]) for name in ("best_model_path", "kth_best_model_path") if state_dict[name]}
+        best = {str(folder / name): value for name, value in state_dict["best_k_models"].items()}
+        super().load_state_dict(state_dict | paths | {"dirpath": self.dirpath, "best_k_models": best})
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the monitor from the model and the folder from the trainer."""
         assert isinstance(pl_module, Fit)
@@ -50,31 +70,86 @@ class BestWeights(ModelCheckpoint):
 
 @final
 class LastCheckpoint(Checkpoint):
-    """`last.ckpt`: everything that is needed to go on, written at the end of an epoch and at the end of the run.
+    """`last.ckpt`: everything that is needed to go on, written after a block or an epoch when it is time, when a signal asks the run to
+    stop, and at its end.
 
-    Epochs may be shorter than the writing, so at least `every_seconds` pass between two of them. Nothing is written after an
-    exception: the last good state stays.
+    It is time `every_seconds`, and, if that is given, `every_n_steps` optimizer steps, after the last writing. Nothing is written
+    after an exception: the last good state stays.
+
+    Raises:
+        ValueError: a number is out of its range.
+        Stopped: a signal asked for it, in training or before validation and test.
     """
 
-    def __init__(self, every_seconds: float = 10.0) -> None:
-        self.every_seconds = every_seconds
+    def __init__(self, every_seconds: float = 10.0, every_n_steps: int | None = None) -> None:
+        self.every_seconds = real(every_seconds, "callbacks.last.every_seconds", least=0)
+        self.every_n_steps = None if every_n_steps is None else whole(every_n_steps, "callbacks.last.every_n_steps")
         self._saved_at, self._saved_step = monotonic(), -1
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen to signals: Lightning has just put its own handlers in the place."""
+        preemption.install()
+        self._saved_at, self._saved_step = monotonic(), trainer.global_step if trainer.ckpt_path else -1
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Save and stop between blocks; not where a validation follows, which a resumed run would not repeat."""
+        if isinstance(trainer.train_dataloader, TensorBatches) and not _validates_next(trainer, batch_idx):
+            self._save_or_stop(trainer)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save if it is time; after the epoch's validation, because a resumed run does not repeat it."""
-        due = monotonic() - self._saved_at >= self.every_seconds
-        if trainer.strategy.broadcast(due):  # saving is done by all ranks together
-            self._save(trainer)
+        """Save and stop after the epoch's validation."""
+        self._save_or_stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of the run."""
         if self._saved_step != trainer.global_step:
             self._save(trainer)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen, and stop before a validation that is not part of training: that is done, and saved."""
+        preemption.install()
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._stop(_agreed(trainer, [bool(preemption.received())])[0])
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen, and stop before the test."""
+        preemption.install()
+        self._stop(_agreed(trainer, [bool(preemption.received())])[0])
+
+    def _save_or_stop(self, trainer: Trainer) -> None:
+        steps = trainer.global_step - max(self._saved_step, 0)
+        due = monotonic() - self._saved_at >= self.every_seconds or (self.every_n_steps is not None and steps >= self.every_n_steps)
+        stop, due = _agreed(trainer, [bool(preemption.received()), due])
+        if stop or due:
+            self._save(trainer)
+        self._stop(stop)
+
+    def _stop(self, wanted: bool) -> None:
+        if wanted:
+            raise Stopped("stopped by a signal; started again on its folder, the run goes on from there")
+
     def _save(self, trainer: Trainer) -> None:
         if all(parameter.isfinite().all() for parameter in trainer.lightning_module.parameters()):
             trainer.save_checkpoint(Path(trainer.default_root_dir) / LAST)
         self._saved_at, self._saved_step = monotonic(), trainer.global_step
+
+
+def _agreed(trainer: Trainer, wishes: list[bool]) -> list[bool]:
+    """What any rank wishes: saving and stopping is done by all of them together."""
+    if trainer.world_size == 1:
+        return wishes
+    return (
+        trainer.strategy.reduce(torch.tensor(wishes, dtype=torch.float32, device=trainer.strategy.root_device), reduce_op="max")
+        .bool()
+        .tolist()
+    )
+
+
+def _validates_next(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether a validation may follow this block: at the end of an epoch or of the run, or at an interval within the epoch."""
+    has_ended = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
+    interval = trainer.val_check_batch
+    return trainer.is_last_batch or has_ended or (interval is not None and (batch_idx + 1) % interval == 0)
 
 
 @final

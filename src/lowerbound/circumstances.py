@@ -19,8 +19,8 @@ from lowerbound.wording import unit, written
 SOME = 100  # rows, which show of what kind all are
 
 
-def circumstances(trainer: Trainer, fit: Fit, data: LightningDataModule, seconds: float, name: str) -> dict[str, Any]:
-    """All of it, for results.json. The seconds are those of the fit, its validations and pictures included."""
+def circumstances(trainer: Trainer, fit: Fit, data: LightningDataModule, name: str) -> dict[str, Any]:
+    """All of it, for results.json. The seconds are those of the fit, its validations and pictures included, over all its parts."""
     floored = fit.evaluation_model.likelihood.floored()
     return {
         "name": name,
@@ -29,8 +29,8 @@ def circumstances(trainer: Trainer, fit: Fit, data: LightningDataModule, seconds
         "data": described(data),
         "measure": measure(fit.evaluation_model, data),
         "parameters": sum(p.numel() for p in fit.model.parameters()),
-        "seconds": round(seconds, 3),
-        "images_per_second": round(fit.rows_seen * trainer.world_size / seconds, 1),
+        "seconds": round(fit.seconds, 3),
+        "images_per_second": round(fit.rows_seen * trainer.world_size / fit.seconds, 1),
         "precision": trainer.precision,
         "device": files.device_name(trainer.strategy.root_device),
         "devices": trainer.world_size,

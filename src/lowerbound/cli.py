@@ -20,10 +20,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
+from lowerbound import preemption
 from lowerbound.commands import EVALUATE, LADDER, PREDICT, REPORT, TRAIN, Command
 from lowerbound.defaults import conf_folder
-from lowerbound.errors import NonFiniteError, Remark
+from lowerbound.errors import NonFiniteError, OccupiedError, Remark
 from lowerbound.explaining import HYDRA_VERSION, USER_ERRORS, explain, items
+from lowerbound.preemption import Stopped
 
 WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info", "-i")
 
@@ -34,10 +36,13 @@ def main(command: Command = TRAIN) -> int:
     """Run the command line in ``sys.argv``.
 
     Returns:
-        The exit code: 0; 2: a command or a configuration that does not fit; 1: a loss that was not finite, or a sweep with a failed run.
+        The exit code: 0; 2: a command or a configuration that does not fit; 1: a loss that was not finite, or a sweep with a failed run;
+        75: stopped by a signal, to be gone on with; 130: by Ctrl-C.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra.main raises, where it would print and exit
     words = _with_keys(sys.argv[1:], command)
+    if command == TRAIN and not {"-m", "--multirun"} & set(words):
+        preemption.install()  # before anything that takes time: the parent of a sweep is stopped as any other program
     # argparse wants overrides in one piece
     sys.argv[1:] = sorted(words, key=lambda word: word.startswith("-") or not ("=" in word or word.startswith("~")))
     if os.getcwd() not in sys.path:
@@ -47,6 +52,7 @@ def main(command: Command = TRAIN) -> int:
         return _task(cfg, command)
 
     try:
+        sys.argv[1:] = _resumed(sys.argv[1:]) if command == TRAIN else sys.argv[1:]
         hydra.main(config_path=str(conf_folder()), config_name=command.config, version_base=HYDRA_VERSION)(task)()
     except USER_ERRORS as error:
         if "debug=true" in sys.argv:
@@ -76,14 +82,36 @@ def report() -> int:
 
 
 def _with_keys(words: Sequence[str], command: Command) -> list[str]:
-    """The words, in which paths that stand alone have the key they are for; quoted, since names of run folders have = and , in them."""
+    """The words, in which paths that stand alone have the key they are for."""
     after_option = {i + 1 for i, word in enumerate(words) if word in WITH_VALUE}
     alone = [i for i, word in enumerate(words) if i not in after_option and (os.path.exists(word) or not re.search("^[-+~]|=", word))]
     if command.path is None or not alone:
         return list(words)
-    quoted = ['"' + words[i].replace("\\", "\\\\").replace('"', '\\"') + '"' for i in alone]
+    quoted = [_quoted(words[i]) for i in alone]
     value = quoted[0] if len(quoted) == 1 else f"[{','.join(quoted)}]"
     return [f"{command.path}={value}", *(word for i, word in enumerate(words) if i not in alone)]
+
+
+def _resumed(words: Sequence[str]) -> list[str]:
+    """The words, in which ``resume=FOLDER`` stands for the words that made that run folder."""
+    folders = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
+    if not folders:
+        return list(words)
+    from lowerbound.folder import CONFIG, read_overrides  # here, so that a typo need not wait for torch
+
+    folder = Path(folders[-1].strip("'\""))
+    overrides = read_overrides(folder)
+    if overrides is None or not (folder / CONFIG).is_file():
+        raise ValueError(f"resume={folder}: that is no run folder; one looks like outputs/<name>/<date_time>")
+    if {"-m", "--multirun"} & set(words):
+        raise ValueError(f"resume={folder} goes on with one run; a sweep goes on by itself: give its command again, with sweep=NAME")
+    others = [word for word in words if not word.startswith("resume=")]
+    return [*overrides, "hydra.mode=RUN", f"hydra.run.dir={_quoted(str(folder))}", *others]
+
+
+def _quoted(value: str) -> str:
+    """As Hydra reads it back whatever is in it: names of run folders have = and , in them."""
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def short(overrides: str, limit: int = 100) -> str:
@@ -101,30 +129,36 @@ def _task(cfg: DictConfig, command: Command) -> object:
     """One run. A sweep is told of an error, a single run answers it: Hydra would first print the command once more."""
     try:
         if command == TRAIN:
-            _failure().unlink(missing_ok=True)
+            preemption.install()
         check_overrides(cfg, command)
         run = command.load()
         _quieten_lightning()
         return run(cfg)
+    except Stopped as stop:
+        print("\n".join(filter(None, [str(stop), preemption.requeue()])), file=sys.stderr)
+        raise SystemExit(stop.exit_code) from stop
     except BaseException as error:
-        if command == TRAIN:
-            _failure().write_text(f"{type(error).__name__}: {error}\n", encoding="utf-8")
+        if command == TRAIN and not isinstance(error, OccupiedError):
+            _note_failure(error)
         if not isinstance(error, USER_ERRORS) or cfg.debug or HydraConfig.get().mode is not RunMode.RUN:
             raise
         raise SystemExit(_report(error, command)) from error
 
 
-def _failure() -> Path:
-    """Where a run folder says why it has no results."""
-    from lowerbound.folder import FAILURE
+def _note_failure(error: BaseException) -> None:
+    """Let the run folder say why it has no results."""
+    from lowerbound.folder import FAILURE, RESULTS
 
-    return Path(HydraConfig.get().runtime.output_dir) / FAILURE
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if not (folder / RESULTS).exists():
+        (folder / FAILURE).write_text(f"{type(error).__name__}: {error}\n", encoding="utf-8")
 
 
 def _quieten_lightning() -> None:
     """Keep Lightning's greetings and advertisements, its use of what torch deprecates, and what is noted at the end, off the screen."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # as it is wherever jobs are submitted from
     warnings.filterwarnings("ignore", category=Remark)
 
 

@@ -13,6 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 UNCOMPARED = ("hydra", "name", "sweep", "debug")  # names of folders, and Hydra's own
+FREE = ("logger", "callbacks.last", "callbacks.pictures", "trainer.enable_progress_bar")  # what is told of a run, and how often it is saved
 
 
 class Difference(NamedTuple):
@@ -41,11 +42,28 @@ def differences(config: DictConfig, chosen: Collection[str] = ()) -> list[Differ
     the keys that were `chosen` on the command line.
     """
     default = _default()
-    glued = {key for key, value in _leaves(OmegaConf.to_container(default, resolve=False)) if value.startswith("${")}
+    glued = _glued(default)
     before = dict(_leaves(OmegaConf.to_container(default, resolve=True)))
     now = dict(_leaves(OmegaConf.to_container(config, resolve=True)))
     changed = [key for key, value in now.items() if before.get(key) != value and not key.endswith("._partial_")]
     return [Difference(key, before.get(key), now[key]) for key in changed if key in chosen or not glued.intersection(_heads(key))]
+
+
+def changes(before: DictConfig, now: DictConfig) -> list[str]:
+    """The keys of two resolved configurations that differ, of those that can change a run's numbers, with both values.
+
+    Those that were set come first, what follows from them last.
+    """
+    glued = _glued(_default())
+    old, new = (dict(_leaves(OmegaConf.to_container(config, resolve=True))) for config in (before, now))
+    keys = [key for key in dict.fromkeys([*old, *new]) if not _heads(key) & set(FREE) and old.get(key) != new.get(key)]
+    keys.sort(key=lambda key: bool(glued & _heads(key)))
+    return [f"{key} was {old.get(key, 'not there')} and is {new.get(key, 'not there')}" for key in keys]
+
+
+def _glued(default: DictConfig) -> set[str]:
+    """The keys whose values are other keys'."""
+    return {key for key, value in _leaves(OmegaConf.to_container(default, resolve=False)) if value.startswith("${")}
 
 
 def _default() -> DictConfig:

@@ -90,12 +90,13 @@ class EMFit(Solving):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the objective of the last step, and the mixed statistics."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["em"] = {"value": self._value, "sums": self._sums if self.is_stepwise else {}}
+        checkpoint["em"] = {"value": self._value, "is_open": self._is_open, "sums": self._sums if self.is_stepwise else {}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take them back."""
         super().on_load_checkpoint(checkpoint)
-        self._value, self._sums = checkpoint["em"]["value"], dict(checkpoint["em"]["sums"])
+        kept = checkpoint["em"]
+        self._value, self._is_open, self._sums = kept["value"], kept["is_open"], dict(kept["sums"])
 
     def _begin(self) -> None:
         """Begin without a past."""

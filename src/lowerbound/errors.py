@@ -14,6 +14,10 @@ class NonFiniteError(ValueError):
     """A loss became NaN or infinite; the message names the step, the term and the last good checkpoint."""
 
 
+class OccupiedError(ValueError):
+    """The run folder belongs to another process, or to a run of another configuration."""
+
+
 class Remark(UserWarning):
     """Something about the data or the fit that a reader of the numbers must know; the command line prints it beside them."""
 

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sized
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lowerbound.data.batches import TensorBatches
+from lowerbound import resuming
 from lowerbound.data.missing import never_observed
 from lowerbound.data.module import PARTS, TensorDataModule
 from lowerbound.errors import NonFiniteError, Remark
@@ -26,7 +27,7 @@ from lowerbound.folder import last_good
 from lowerbound.metrics import BoundMeans, RootMeanSquare, sums
 from lowerbound.model import LatentVariableModel
 from lowerbound.objectives import ELBO, LogEvidence, Objective, Reconstruction
-from lowerbound.randomness import generator_states, own_generators, set_generator_states
+from lowerbound.randomness import own_generators
 from lowerbound.schedules import Step
 from lowerbound.starts import Start
 
@@ -96,6 +97,7 @@ class Fit(LightningModule, ABC):
         self.objective = objective or default_objective(model)
         self.clock = Step()
         self.rows_seen = 0
+        self.seconds_before, self._started = 0.0, 0.0
         self._is_checked = False
         self.remarks: list[str] = []
         self.num_data = 0
@@ -120,6 +122,7 @@ class Fit(LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         """Check the precision, and the data, where they are known beforehand, against the model."""
+        self._started = perf_counter()
         if self.trainer.precision not in WHOLE and any(p.dtype == torch.float64 for p in self.model.parameters()):
             raise ValueError(
                 f"trainer.precision={self.trainer.precision} has no effect on this model, which computes in float64:\n"
@@ -135,6 +138,15 @@ class Fit(LightningModule, ABC):
                     self.has_missing |= part == "train" and bool(x.isnan().any())
             for sentence in never_observed(data.chunks("train")) if self.has_missing else ():
                 self._remark(sentence)
+
+    def on_fit_end(self) -> None:
+        """Stop the clock."""
+        self.seconds_before, self._started = self.seconds, 0.0
+
+    @property
+    def seconds(self) -> float:
+        """The time that the fit has taken so far, that before an interruption included."""
+        return self.seconds_before + (perf_counter() - self._started if self._started else 0.0)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Check the first batch of a loader of the user's, of which nothing else is known, against the model."""
@@ -153,32 +165,22 @@ class Fit(LightningModule, ABC):
             rank_zero_warn(sentence, category=Remark)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what Lightning does not: the optimizer step, the generators, the loader's place, how the data were prepared."""
-        checkpoint["clock"] = [self.clock.now, self.clock.total]
-        checkpoint["generators"] = generator_states()
-        if isinstance(loader := self.trainer.train_dataloader, TensorBatches):
-            checkpoint["loader"] = loader.state_dict()
-        data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, TensorDataModule):
-            checkpoint["preparation"] = dict(data.prepare.state_dict())
+        """Keep what Lightning does not."""
+        resuming.keep(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take back the optimizer step now, and the rest when training starts."""
-        self.clock = Step(*checkpoint["clock"])
-        self._resumed = {name: checkpoint[name] for name in ("generators", "loader") if name in checkpoint}
-        checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)  # it would hand out the old epoch again
+        self._resumed = resuming.take(self, checkpoint)
 
     def on_train_start(self) -> None:
-        """Take the start, or go on where the checkpoint left the generators and the loader."""
+        """Take the start, or go on where the checkpoint was written."""
         self.num_data = self.count_data()
         if not self._resumed:
             self._begin()
         for part in self.model.solvable if self.num_data else ():
             part.expect_data(self.num_data)
-        if isinstance(loader := self.trainer.train_dataloader, TensorBatches) and "loader" in self._resumed:
-            loader.load_state_dict(self._resumed["loader"])
-        if "generators" in self._resumed:
-            set_generator_states(self._resumed["generators"])
+        if self._resumed:
+            resuming.put_back(self, self._resumed)
         self._resumed = {}
 
     def count_data(self) -> int:

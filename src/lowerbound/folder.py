@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -62,8 +63,15 @@ def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:
-    """Write `results.json`."""
-    (folder / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
+    """Write `results.json`: whole, or not at all."""
+    write_whole(folder / RESULTS, json.dumps(results, indent=2) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file beside its place, and move it there."""
+    beside = path.with_name(f"{path.name}.part")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -81,10 +89,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def begin(folder: Path) -> None:
-    """Make a run folder; of one that is there, take away what an earlier run in it has said of its end, and nothing else."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """In the folder of an earlier run, take away what that has said of its end, and nothing else."""
+    (folder / FAILURE).unlink(missing_ok=True)
     if (folder / CONFIG).is_file():
-        for name in (RESULTS, EVALUATION, REPORT, FAILURE, f"{FIGURES}/{CURVE}", f"{FIGURES}/{COLLAPSE}"):
+        for name in (RESULTS, EVALUATION, REPORT, f"{FIGURES}/{CURVE}", f"{FIGURES}/{COLLAPSE}"):
             (folder / name).unlink(missing_ok=True)
 
 

@@ -46,6 +46,10 @@ class BoundMeans(Metric):
         self.total += total
         self.count += count
 
+    def sums(self) -> tuple[Tensor, int]:
+        """Those of this process so far, ``[3]``, and how many data they are over: what `update` takes."""
+        return self.total.clone(), int(self.count)
+
     def compute(self) -> dict[str, Tensor]:
         """The means so far."""
         if not self.count:

@@ -1,10 +1,13 @@
-"""The state of torch's random generators: set aside, put back, kept in checkpoints."""
+"""The states of the random generators: set aside, put back, kept in checkpoints."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +24,21 @@ def set_generator_states(states: States) -> None:
     torch.set_rng_state(states["cpu"][0])
     if states["cuda"]:
         torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def process_states() -> dict[str, Any]:
+    """The states of torch's, NumPy's and Python's generators of this process, as tensors and plain containers."""
+    state: Any = np.random.get_state(legacy=True)  # pyright does not tell its two forms apart
+    name, keys, *rest = state
+    return {"torch": generator_states(), "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest], "python": random.getstate()}
+
+
+def set_process_states(states: dict[str, Any]) -> None:
+    """Put all of them back."""
+    set_generator_states(states["torch"])
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    random.setstate(states["python"])
 
 
 @contextmanager

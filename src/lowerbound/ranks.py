@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -18,6 +19,8 @@ from tqdm import tqdm
 
 from lowerbound.metrics import PerDatum
 from lowerbound.randomness import own_generators
+
+T = TypeVar("T")
 
 PATIENCE = timedelta(hours=12)  # of the others, while the first one does what only one has to do
 
@@ -45,6 +48,15 @@ def is_first() -> bool:
 def place() -> tuple[int, int]:
     """The number of this process and how many there are."""
     return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+
+
+def of_all(mine: T) -> list[T]:
+    """The object of each process, in the order of their numbers; a collective call."""
+    _, world = place()
+    everyones: list[Any] = [mine] * world
+    if world > 1:
+        distributed.all_gather_object(everyones, mine)
+    return everyones
 
 
 def by_blocks(function: Callable[[slice], Tensor], shape: tuple[int, int], size: int, device: torch.device, what: str) -> Tensor:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import Any, cast
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
@@ -19,8 +21,10 @@ from numpy.typing import ArrayLike
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from lowerbound import claim, preemption
 from lowerbound import folder as files
-from lowerbound.callbacks import BestWeights, Pictures
+from lowerbound.callbacks import BestWeights, LastCheckpoint, Pictures
+from lowerbound.checkpoints import DurableCheckpoints, tidy
 from lowerbound.circumstances import announce, circumstances
 from lowerbound.data import InMemory
 from lowerbound.data.prepare import Preparation
@@ -28,6 +32,7 @@ from lowerbound.errors import whole
 from lowerbound.fit import Fit
 from lowerbound.instantiate import instantiate
 from lowerbound.model import LatentVariableModel
+from lowerbound.preemption import Stopped
 from lowerbound.report import as_table, write_report
 from lowerbound.studies import Study
 from lowerbound.tracking import MetricsFile, finish, send_table
@@ -95,39 +100,68 @@ def learn(
 
 
 def train(config: DictConfig) -> float:
-    """Run a configuration; write its folder; return the value of the model's monitor at the best weights.
+    """Run a configuration, or go on with it; write its folder; return the value of the model's monitor at the best weights.
+
+    In a folder where it has finished nothing is run; where it was stopped it goes on from `last.ckpt`.
 
     Raises:
-        ValueError: the configuration, the data and the machine do not fit each other.
+        ValueError: the configuration, the data and the machine do not fit each other, or the folder is another run's.
+        Stopped: a signal asked for it.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
+    if getattr(rank_zero_only, "rank", 0) > 0:
+        return _train(config, folder)
+    with claim.claimed(folder):
+        return _train(config, folder)
+
+
+def _train(config: DictConfig, folder: Path) -> float:
+    claim.require_same(folder, config)
+    if (value := claim.finished(folder)) is not None:
+        rank_zero_only(print)(f"{os.path.relpath(folder)} has finished: nothing to run")
+        return value
     rank_zero_only(files.begin)(folder)
     check_trainer(config.trainer)
     seed_everything(whole(config.seed, "seed", least=0), verbose=False)
     data, fit = instantiate(config.data), instantiate(config.fit)(instantiate(config.model))
     trainer = make_trainer(config, folder)
     if trainer.is_global_zero:
-        OmegaConf.save(config, folder / files.CONFIG, resolve=True)
+        files.write_whole(folder / files.CONFIG, OmegaConf.to_yaml(config, resolve=True))
     log_config(trainer, config)
     try:
-        started = perf_counter()
-        trainer.fit(fit, datamodule=data)
-        seconds = perf_counter() - started
+        fit_from(_checkpoint(folder), trainer, fit, data)
         results = conclude(trainer, fit, data, folder)
         for logger in trainer.loggers:
             send_table(logger, "numbers", *as_table(results))
     except BaseException as error:
-        finish(trainer.loggers, {}, exit_code=1)
+        finish(trainer.loggers, {}, exit_code=error.exit_code if isinstance(error, Stopped) else 1)
         if isinstance(error, MisconfigurationException):
             raise ValueError(str(error)) from error
         raise
     finish(trainer.loggers, results)
     if trainer.is_global_zero:
-        results |= circumstances(trainer, fit, data, seconds, str(config.name))
+        results |= circumstances(trainer, fit, data, str(config.name))
         files.write_results(folder, results)
+        tidy(folder)
         write_report(folder)
         announce(results, folder)
     return results[fit.monitor]
+
+
+def _checkpoint(folder: Path) -> Path | None:
+    """What to go on from; said on the screen."""
+    found, remarks = claim.checkpoint_of(folder)
+    for sentence in [*remarks, *([f"going on from {os.path.relpath(found)}"] if found and not remarks else [])]:
+        rank_zero_only(print)(sentence)
+    return found
+
+
+def fit_from(checkpoint: Path | None, trainer: Trainer, fit: Fit, data: LightningDataModule) -> None:
+    """Train, from a checkpoint if there is one."""
+    if checkpoint is None:
+        trainer.fit(fit, datamodule=data)
+    else:
+        trainer.fit(fit, datamodule=data, ckpt_path=str(checkpoint), weights_only=True)
 
 
 def check_trainer(trainer: DictConfig) -> None:
@@ -153,8 +187,18 @@ def make_trainer(config: DictConfig, folder: Path) -> Trainer:
     callbacks: list[Callback] = [MetricsFile(), *(instantiate(node) for node in config.callbacks.values())]
     loggers: list[Logger] = [instantiate(node, save_dir=str(folder)) for node in config.logger.values()]
     watched = config.trainer.enable_progress_bar and sys.stderr.isatty()  # in a log file a bar is a thousand lines
+    plugins: list[object] = [DurableCheckpoints()]
+    if not TorchElasticEnvironment.detect() and SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # `preemption` asks for that, once the checkpoint is written
+    if not any(isinstance(callback, LastCheckpoint) for callback in callbacks):
+        preemption.uninstall()  # nobody would look at what the handler has noted
     return instantiate(
-        config.trainer, default_root_dir=str(folder), callbacks=callbacks, logger=loggers or False, enable_progress_bar=watched
+        config.trainer,
+        default_root_dir=str(folder),
+        callbacks=callbacks,
+        logger=loggers or False,
+        enable_progress_bar=watched,
+        plugins=plugins,
     )
 
 

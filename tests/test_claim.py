@@ -1,0 +1,93 @@
+"""A run folder is one process's at a time and one configuration's for ever; what has finished is not run again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import commands
+from lowerbound.claim import claimed, is_claimed
+from lowerbound.cli import main
+
+SMALL = ("trainer.max_epochs=2", "network.encoder.sizes=[8]", "latent_dim=2", "~callbacks.pictures", "callbacks.last.every_n_steps=1")
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return commands.called("lowerbound-train", main, tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture
+def run(command: Command, tmp_path: Path) -> Path:
+    assert command(*SMALL, "hydra.run.dir=run")[0] == 0
+    return tmp_path / "run"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and ".hydra" not in path.parts}
+
+
+def test_what_has_finished_is_not_run_again(run: Path, command: Command) -> None:
+    before = contents(run)
+    for words in ((*SMALL, "hydra.run.dir=run"), ("resume=run",), ("resume='run'", "logger=csv")):
+        code, out, err = command(*words)
+        assert (code, out, err) == (0, "run has finished: nothing to run\n", "")
+    del before[".lock"]
+    after = contents(run)
+    del after[".lock"]
+    assert after == before
+
+
+def test_another_configuration_is_refused_with_its_differences(run: Path, command: Command) -> None:
+    before = contents(run)
+    code, _, err = command(*SMALL, "hydra.run.dir=run", "latent_dim=3", "seed=4")
+    assert code == 2
+    first, second, third = err.splitlines()
+    assert first.endswith("/run holds a run of another configuration:")
+    assert second.strip().startswith("latent_dim was 2 and is 3, seed was 0 and is 4, ")
+    assert "name=" in third
+    assert contents(run).keys() == before.keys(), "above all no failure.txt"
+    assert command("resume=run", "fit.optimizer.lr=1")[0] == 2
+
+
+def test_two_processes_do_not_share_a_folder(command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert not is_claimed(folder)
+    with claimed(folder):
+        assert is_claimed(folder)
+        code, _, err = command(*SMALL, "hydra.run.dir=run")
+        assert code == 2
+        assert "run is being written by process " in err
+        assert not (folder / "failure.txt").exists()
+    assert not is_claimed(folder)
+    assert command(*SMALL, "hydra.run.dir=run")[0] == 0
+
+
+@pytest.mark.parametrize("spoilt", [("last.ckpt",), ("last.ckpt", "last.ckpt.prev")])
+def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(
+    run: Path, command: Command, spoilt: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (run / "results.json").unlink()
+    (run / "last.ckpt.prev").write_bytes((run / "last.ckpt").read_bytes())
+    expected = (run / "metrics.csv").read_bytes()
+    for name in spoilt:
+        (run / name).write_bytes((run / name).read_bytes()[:-1000])
+    code, out, _ = command("resume=run")
+    assert code == 0
+    lines = [line for line in out.splitlines() if "is damaged" in line]
+    assert len(lines) == len(spoilt)
+    assert lines[0].endswith("beginning again" if len(spoilt) == 2 else "going on from " + str(run / "last.ckpt.prev"))
+    assert (run / "metrics.csv").read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(("resume=nowhere",), "resume=nowhere: that is no run folder"), (("resume=run", "-m"), "resume=run goes on with one run; a sweep")],
+)
+def test_what_cannot_be_gone_on_with(run: Path, command: Command, words: tuple[str, ...], said: str) -> None:
+    code, _, err = command(*words)
+    assert code == 2
+    assert err.startswith(f"lowerbound-train: {said}")

@@ -1,0 +1,115 @@
+"""A run that is killed and started again ends as one that was not: every tensor, every byte of metrics.csv."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+import worker_of_kills
+from lowerbound.folder import read_checkpoint
+
+pytestmark = pytest.mark.process
+
+QUICK = ("callbacks.last.every_n_steps=5", "~callbacks.pictures", "latent_dim=2")
+NET = ("network.encoder.sizes=[16]", "fit.steps_per_execution=3")
+RUNS = {
+    "vae": (*NET, "trainer.max_epochs=4", "fit.ema=0.9", "fit.clip=1", "beta=warm_up", "fit.optimizer.lr=0.003"),
+    "vae, an end within an epoch": (*NET, "trainer.max_epochs=-1", "trainer.max_steps=37", "trainer.check_val_every_n_epoch=2"),
+    "vae, stopped early": (
+        *NET,
+        "trainer.max_epochs=12",
+        "callbacks=early_stopping",
+        "callbacks.early_stopping.patience=1",
+        "fit.optimizer.lr=0.3",
+        "objective=iwae",
+        "likelihood=gaussian",
+    ),
+    "em": ("model=factor_analysis", "fit=em", "trainer.max_epochs=8", "fit.steps_per_execution=3", "fit.tolerance=0"),
+    "em of a mixture": ("model=mixture", "trainer.max_epochs=12", "latent_dim=5"),
+    "stepwise em": ("model=factor_analysis", "fit=em", "fit.update=batch", "trainer.max_epochs=4"),
+    "closed form": ("model=ppca", "fit=closed_form"),
+}
+
+
+class Folder(NamedTuple):
+    """What must be equal: all tensors of both checkpoints by their places, and the rows."""
+
+    weights: dict[str, torch.Tensor]
+    last: dict[str, torch.Tensor]
+    metrics: bytes
+
+
+def tensors(node: Any, place: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(node, torch.Tensor):
+        yield place, node
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            yield from tensors(value, f"{place}/{key}")
+    elif isinstance(node, (list, tuple)):
+        for i, value in enumerate(node):
+            yield from tensors(value, f"{place}/{i}")
+
+
+def left(folder: Path) -> Folder:
+    weights, last = (dict(tensors(read_checkpoint(folder / f"{name}.ckpt"))) for name in ("weights", "last"))
+    return Folder(weights, last, (folder / "metrics.csv").read_bytes())
+
+
+def assert_equal(one: Folder, other: Folder) -> None:
+    assert one.metrics == other.metrics
+    for mine, others in ((one.weights, other.weights), (one.last, other.last)):
+        assert mine.keys() == others.keys()
+        assert [place for place in mine if not torch.equal(mine[place], others[place])] == []
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Any]:
+    """Processes of their own, started from one that has imported everything and done nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["worker_of_kills"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where that process finds it
+        yield context
+
+
+def start(processes: Any, folder: Path, words: tuple[str, ...], *death: Any) -> Any:
+    process = processes.Process(target=worker_of_kills.train, args=(folder, [*QUICK, *words], *death))
+    process.start()
+    return process
+
+
+def finish(processes: Any, folder: Path, words: tuple[str, ...]) -> float:
+    """Run to the end; the seconds."""
+    started = time.perf_counter()
+    process = start(processes, folder, words)
+    process.join(120)
+    assert process.exitcode == 0, folder.with_suffix(".log").read_text()
+    assert (folder / "results.json").is_file()
+    return time.perf_counter() - started
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_three_killed_trainings_end_as_one_that_was_not(name: str, processes: Any, tmp_path: Path) -> None:
+    """Each is killed at two random moments, and once while it writes a checkpoint."""
+    chance = random.Random(name)
+    words = RUNS[name]
+    seconds = finish(processes, tmp_path / "whole", words)
+    expected = left(tmp_path / "whole")
+    for attempt, moment in enumerate(chance.sample(worker_of_kills.MOMENTS, 3)):
+        folder = tmp_path / f"killed_{attempt}"
+        for _ in range(2):
+            process = start(processes, folder, words)
+            process.join(chance.uniform(0.05, 1) * seconds)
+            process.kill()
+            process.join()
+        process = start(processes, folder, words, moment, chance.randint(1, 4))
+        process.join(60)
+        finish(processes, folder, words)
+        assert_equal(left(folder), expected)

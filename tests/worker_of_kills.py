@@ -1,0 +1,58 @@
+"""A training that is killed: in a process of its own, which may be told to die while it writes its checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lowerbound  # isort: skip  before lightning, whose import it mends beside a CPU build of torch
+import torch
+
+import lowerbound.run  # noqa: F401  what takes seconds, once for all processes
+from lowerbound.cli import main
+
+MOMENTS = ("half", "fsync", "link", "replace")  # of writing a checkpoint
+
+
+def train(folder: Path, words: Sequence[str], moment: str | None = None, nth: int = 1) -> None:
+    """``lowerbound-train`` into a folder; it ends, or dies at the `nth` time that writing a checkpoint comes to a `moment`."""
+    torch.set_num_threads(1)
+    os.chdir(folder.parent)
+    if moment is not None:
+        die_at(moment, nth)
+    with folder.with_suffix(".log").open("a") as log:
+        sys.stdout = sys.stderr = log
+        sys.argv = ["lowerbound-train", f"hydra.run.dir={folder}", *words]
+        sys.exit(main())
+
+
+def die_at(moment: str, nth: int) -> None:
+    """SIGKILL at the nth time: with half of the bytes written, before they are flushed, before the old one is kept, before the renaming."""
+    if moment == "half":
+        torch.save = dying(torch.save, nth, write_half)
+    else:
+        setattr(os, moment, dying(getattr(os, moment), nth, lambda *_: None))
+
+
+def dying(function: Callable[..., Any], nth: int, last: Callable[..., None]) -> Callable[..., Any]:
+    count = 0
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal count
+        count += ".ckpt" in str(getattr(arguments[-1], "name", arguments[-1])) or isinstance(arguments[0], int)
+        if count == nth:
+            last(function, *arguments)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+
+    return counted
+
+
+def write_half(save: Callable[..., None], checkpoint: Any, file: Any) -> None:
+    save(checkpoint, file)
+    file.flush()
+    file.truncate(file.tell() // 2)
