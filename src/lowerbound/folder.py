@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from torch import Tensor
 CONFIG, WEIGHTS, LAST, RESULTS, FIGURES = "config.yaml", "weights.ckpt", "last.ckpt", "results.json", "figures"
 EVALUATION, REPORT, FAILURE = "evaluation.json", "report.html", "failure.txt"
 CURVE, COLLAPSE = "importance_weighted_curve.png", "collapse.png"  # the pictures of an evaluation
+LOCK, STUDY = ".lock", "optuna.db"  # held by the process that writes a folder; the trials of a sweep's
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 
 
@@ -86,6 +88,19 @@ def begin(folder: Path) -> None:
     if (folder / CONFIG).is_file():
         for name in (RESULTS, EVALUATION, REPORT, FAILURE, f"{FIGURES}/{CURVE}", f"{FIGURES}/{COLLAPSE}"):
             (folder / name).unlink(missing_ok=True)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process is at work in a folder: whether it holds the folder's lock, which it loses when it ends, however it ends."""
+    path = folder / LOCK
+    if not path.is_file():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def read_overrides(folder: Path) -> list[str] | None:
