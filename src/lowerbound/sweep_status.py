@@ -44,7 +44,8 @@ def describe(folder: Path) -> Iterator[str]:
     states = [(run.name, *state(run)) for run in runs] + [(name, NOT_BEGUN, "") for name in not_begun(folder, runs)]
     yield from _aligned([(word, f"{name}: {why}" if why else name) for name, word, why in states])
     counts = Counter(word for _, word, _ in states)
-    yield f"{len(states)} runs: {', '.join(f'{counts[word]} {word}' for word in STATES if counts[word])}" if states else "no run yet"
+    counted = ", ".join(f"{counts[word]} {word}" for word in STATES if counts[word])
+    yield f"runs: {counted}, of {len(states)}" if states else "runs: none yet"
     if (folder / STUDY).is_file():
         yield from _trials(folder)
 
