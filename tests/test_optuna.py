@@ -182,6 +182,14 @@ def test_a_trial_that_was_debugged_is_run_again(command: Command, tmp_path: Path
     assert states(tmp_path) == ["COMPLETE"]
 
 
+def test_the_search_that_is_an_experiment_needs_no_flag_and_takes_words_over_its_own(command: Command, tmp_path: Path) -> None:
+    answer = command("experiment=sweep_optuna", "hydra.sweeper.n_trials=2", "latent_dim=3")
+    assert answer.code == 0
+    assert [latent_dim for _, latent_dim in answer.runs] == [3, 3]
+    study = trials.read_study(tmp_path / "outputs" / "sweep_optuna" / "optuna.db")
+    assert [set(trial.params) for trial in study.trials] == [{"fit.optimizer.lr", "network.encoder.sizes"}] * 2
+
+
 def test_another_search_is_refused_in_the_folder_of_the_first(command: Command, tmp_path: Path) -> None:
     command(*SEARCH, "hydra.sweeper.n_trials=1")
     answer = command(*SEARCH, "hydra.sweeper.n_trials=2", "trainer.max_epochs=3")

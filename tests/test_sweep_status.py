@@ -71,6 +71,7 @@ def test_each_run_has_its_state_and_a_failed_one_its_last_line(command: Called, 
 
 
 def test_looking_changes_nothing(command: Called, sweep: Path) -> None:
+    (sweep / "seed=1" / ".lock").touch()
     before = sorted((path, path.stat().st_mtime_ns) for path in sweep.rglob("*"))
     command("status", "outputs/mine")
     assert sorted((path, path.stat().st_mtime_ns) for path in sweep.rglob("*")) == before
@@ -124,8 +125,10 @@ def test_a_search_is_told_with_its_trials(command: Called, tmp_path: Path) -> No
     asked = [trials.begin_trial(study, {"x": UniformDistribution(0, 1)}, sampler) for _ in range(5)]
     for trial, found in zip(asked, (1.0, 2.5, None, float("nan")), strict=False):
         trials.end_trial(study, trial, found)
+    before = (folder / "optuna.db").read_bytes()
     code, out, _ = command("status", "outputs/mine")
     assert code == 0
+    assert (folder / "optuna.db").read_bytes() == before
     assert out.splitlines() == [
         "runs: none yet",
         "trials: 2 complete, 2 failed, 1 running, of 9",
