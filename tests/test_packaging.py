@@ -57,8 +57,10 @@ def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel: Path) -> None
         f"lowerbound/{path.relative_to(source).as_posix()}"
         for path in [*source.rglob("*.py"), *source.glob("templates/*"), source / "py.typed"]
     }
+    plugins = {path.relative_to(source.parent).as_posix() for path in (source.parent / "hydra_plugins").rglob("*.py")}
     assert conf
-    assert {name for name in names if ".dist-info/" not in name} == conf | code
+    assert plugins
+    assert {name for name in names if ".dist-info/" not in name} == conf | code | plugins
 
 
 LIKELIHOOD = """

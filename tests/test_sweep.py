@@ -90,6 +90,18 @@ def test_an_experiment_that_is_a_sweep_needs_no_flag(command: Command, tmp_path:
     assert "picture: outputs/rate_distortion/" in answer.out
 
 
+@pytest.mark.parametrize(
+    ("name", "varied", "values"), [("sweep_beta", "objective.beta", [0.25, 0.5, 1, 2, 4, 8]), ("sweep_seeds", "seed", [0, 1, 2, 3, 4])]
+)
+def test_a_sweep_under_a_name_has_one_folder_however_often_it_is_started(
+    command: Command, tmp_path: Path, name: str, varied: str, values: list[float]
+) -> None:
+    for _ in range(2):
+        answer = command(f"experiment={name}")
+        assert [OmegaConf.select(cfg, varied) for cfg in answer.runs] == values
+    assert {run.folder.name for run in read_runs(tmp_path / "outputs" / name)} == {f"{varied}={value:g}" for value in values}
+
+
 def test_what_the_user_sweeps_over_stands_over_the_experiments(command: Command) -> None:
     assert betas(command("experiment=rate_distortion", "objective.beta=8,1", "-m")) == [8, 1]
     both = command("experiment=rate_distortion", "objective.beta=3", "latent_dim=2,4", "seed=3")

@@ -8,6 +8,8 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic, sleep
+from typing import IO
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -29,17 +31,27 @@ def claimed(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(file):
             file.seek(0)
-            raise OccupiedError(
-                f"{folder} is being written by {file.read().strip() or 'another process'}: wait for its end, or stop it"
-            ) from None
+            raise OccupiedError(f"{folder} is being written by {file.read().strip() or 'another process'}: wait for its end, or stop it")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def _locked(file: IO[str], seconds: float = 1.0) -> bool:
+    """Whether the lock could be had; within a moment, since `is_claimed` holds it for one."""
+    end = monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if monotonic() > end:
+                return False
+            sleep(0.05)
+        else:
+            return True
 
 
 def is_claimed(folder: Path) -> bool:

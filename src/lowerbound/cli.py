@@ -9,6 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 
 import hydra
@@ -20,8 +21,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
-from lowerbound import preemption
-from lowerbound.commands import EVALUATE, LADDER, PREDICT, REPORT, TRAIN, Command
+from lowerbound import preemption, sweepers
+from lowerbound.commands import EVALUATE, LADDER, PREDICT, REPORT, SWEEP, TRAIN, Command
 from lowerbound.defaults import conf_folder
 from lowerbound.errors import NonFiniteError, OccupiedError, Remark
 from lowerbound.explaining import HYDRA_VERSION, USER_ERRORS, explain, items
@@ -81,8 +82,15 @@ def report() -> int:
     return main(REPORT)
 
 
+def sweep() -> int:
+    """Look at a sweep: `main`."""
+    return main(SWEEP)
+
+
 def _with_keys(words: Sequence[str], command: Command) -> list[str]:
-    """The words, in which paths that stand alone have the key they are for."""
+    """The words, in which paths that stand alone have the key they are for; the word that says what to do with them is left out."""
+    if command.verb in words[:1]:
+        words = words[1:]
     after_option = {i + 1 for i, word in enumerate(words) if word in WITH_VALUE}
     alone = [i for i, word in enumerate(words) if i not in after_option and (os.path.exists(word) or not re.search("^[-+~]|=", word))]
     if command.path is None or not alone:
@@ -123,6 +131,7 @@ def short(overrides: str, limit: int = 100) -> str:
 
 
 OmegaConf.register_new_resolver("short", short, replace=True)
+sweepers.register()
 
 
 def _task(cfg: DictConfig, command: Command) -> object:
@@ -133,7 +142,7 @@ def _task(cfg: DictConfig, command: Command) -> object:
         check_overrides(cfg, command)
         run = command.load()
         _quieten_lightning()
-        return run(cfg)
+        return check_value(run(cfg))
     except Stopped as stop:
         print("\n".join(filter(None, [str(stop), preemption.requeue()])), file=sys.stderr)
         raise SystemExit(stop.exit_code) from stop
@@ -143,6 +152,17 @@ def _task(cfg: DictConfig, command: Command) -> object:
         if not isinstance(error, USER_ERRORS) or cfg.debug or HydraConfig.get().mode is not RunMode.RUN:
             raise
         raise SystemExit(_report(error, command)) from error
+
+
+def check_value(value: object) -> object:
+    """What a run returned, which a sweep may maximise.
+
+    Raises:
+        NonFiniteError: it is a number that is not finite: a run that ends so has failed.
+    """
+    if isinstance(value, float) and not isfinite(value):
+        raise NonFiniteError(f"the model's monitor ended at {value}")
+    return value
 
 
 def _note_failure(error: BaseException) -> None:

@@ -29,7 +29,10 @@ class Summary(Callback):
     """The report of a sweep. A run that fails says why when it fails; the others go on, and the command ends with exit code 1."""
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Say why a run failed, and keep the sweep going to its end: Hydra would end it without a report."""
+        """Say why a run failed, and keep the sweep going to its end: Hydra would end it without a report.
+
+        The sweeper is told that the run has come to its end, with no value: a grid needs none, and for a search the trial has failed.
+        """
         if job_return.status is not JobStatus.FAILED or config.debug or "num" not in config.hydra.job:
             return
         try:
