@@ -22,6 +22,7 @@ from omegaconf.errors import InterpolationResolutionError
 
 from lowerbound.commands import EVALUATE, LADDER, PREDICT, REPORT, TRAIN, Command
 from lowerbound.defaults import conf_folder
+from lowerbound.devices import check_started, check_sweep, is_first, without_folder
 from lowerbound.errors import NonFiniteError, Remark
 from lowerbound.explaining import HYDRA_VERSION, USER_ERRORS, explain, items
 
@@ -37,7 +38,7 @@ def main(command: Command = TRAIN) -> int:
         The exit code: 0; 2: a command or a configuration that does not fit; 1: a loss that was not finite, or a sweep with a failed run.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra.main raises, where it would print and exit
-    words = _with_keys(sys.argv[1:], command)
+    words = [*_with_keys(sys.argv[1:], command), *(without_folder() if command == TRAIN else ())]
     # argparse wants overrides in one piece
     sys.argv[1:] = sorted(words, key=lambda word: word.startswith("-") or not ("=" in word or word.startswith("~")))
     if os.getcwd() not in sys.path:
@@ -101,17 +102,29 @@ def _task(cfg: DictConfig, command: Command) -> object:
     """One run. A sweep is told of an error, a single run answers it: Hydra would first print the command once more."""
     try:
         if command == TRAIN:
-            _failure().unlink(missing_ok=True)
+            _begin(cfg)
         check_overrides(cfg, command)
         run = command.load()
         _quieten_lightning()
         return run(cfg)
     except BaseException as error:
-        if command == TRAIN:
+        if command == TRAIN and is_first():
             _failure().write_text(f"{type(error).__name__}: {error}\n", encoding="utf-8")
         if not isinstance(error, USER_ERRORS) or cfg.debug or HydraConfig.get().mode is not RunMode.RUN:
             raise
         raise SystemExit(_report(error, command)) from error
+
+
+def _begin(cfg: DictConfig) -> None:
+    """Agree with the other processes of a run on its folder, and refuse those that could not be one run."""
+    from lowerbound.one_folder import share
+
+    share()
+    if is_first():
+        _failure().unlink(missing_ok=True)
+    check_started(cfg.trainer)
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        check_sweep(cfg.trainer, HydraConfig.get().launcher)
 
 
 def _failure() -> Path:
