@@ -14,6 +14,7 @@ from lowerbound.errors import whole
 
 ALL = ("auto", "-1")
 STARTED_BY = (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"))
+NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null")
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
@@ -37,7 +38,7 @@ def started_by_others() -> bool:
 
 def without_folder() -> tuple[str, ...]:
     """The words with which Hydra makes no folder, for all but the first process; Lightning gives those it starts words of its own."""
-    return () if is_first() or not started_by_others() else ("hydra.run.dir=.", "hydra.output_subdir=null")
+    return () if is_first() or not started_by_others() else NO_FOLDER
 
 
 def gpus() -> list[str]:
