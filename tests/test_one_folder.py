@@ -20,6 +20,15 @@ from lowerbound.one_folder import told
 from processes import COMMAND, TORCHRUN, TWO_RANKS, begun, children, finished, is_alive, variables
 
 RUN = ("model=ppca", "data=linear_gaussian", "trainer.max_epochs=1", "~callbacks.pictures")
+NOTE = "+callbacks.note={_target_: noting.Note}"
+NOTING = """
+from pathlib import Path
+from lightning.pytorch import Callback
+
+class Note(Callback):
+    def on_fit_start(self, trainer, module):
+        Path(f"rank_{trainer.global_rank}").write_text(trainer.default_root_dir)
+"""
 SECONDS = 30.0  # in which the other ends after one was killed; Lightning looks every five
 
 
@@ -30,29 +39,37 @@ def until(is_so: Callable[[], object], seconds: float = 60.0) -> None:
         sleep(0.05)
 
 
+def one_folder(place: Path) -> Path:
+    """The one that both processes have, and there is nothing else."""
+    (folder,) = place.glob("outputs/*/*")
+    assert {path.name for path in place.iterdir()} - {"__pycache__"} == {"outputs", "noting.py", "rank_0", "rank_1"}
+    assert [(place / f"rank_{rank}").read_text() for rank in (0, 1)] == [str(folder)] * 2
+    return folder
+
+
 @pytest.mark.process
 def test_what_torchrun_starts_has_one_folder(tmp_path: Path) -> None:
-    code, out = finished(tmp_path, *TORCHRUN, *COMMAND, *RUN, *TWO_RANKS)
+    (tmp_path / "noting.py").write_text(NOTING)
+    code, out = finished(tmp_path, *TORCHRUN, *COMMAND, *RUN, *TWO_RANKS, NOTE)
     assert code == 0, out
-    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
-    (folder,) = (tmp_path / "outputs" / "ppca_linear_gaussian").iterdir()
+    folder = one_folder(tmp_path)
     assert json.loads((folder / "results.json").read_text())["devices"] == 2
     assert {path.name for path in folder.iterdir()} == {
         *(".hydra", "config.yaml", "metrics.csv", "results.json", "report.html", "weights.ckpt", "last.ckpt"),
         *(["figures"] if (folder / "figures").is_dir() else []),
     }
-    assert list(OmegaConf.load(folder / ".hydra" / "overrides.yaml")) == [*RUN, *TWO_RANKS]
+    assert list(OmegaConf.load(folder / ".hydra" / "overrides.yaml")) == [*RUN, *TWO_RANKS, NOTE]
     assert out.count("load it:") == 1, "the first process alone tells"
 
 
 @pytest.mark.process
 def test_what_lightning_starts_has_one_folder_and_one_end(tmp_path: Path) -> None:
     """Where a process is killed the other ends within 30 seconds, and not with exit code 0."""
-    process = begun(tmp_path, *COMMAND, *RUN, *TWO_RANKS, "model=autoencoder", "trainer.max_epochs=-1")
+    (tmp_path / "noting.py").write_text(NOTING)
+    process = begun(tmp_path, *COMMAND, *RUN, *TWO_RANKS, NOTE, "model=autoencoder", "trainer.max_epochs=-1")
     try:
         until(lambda: list(tmp_path.glob("outputs/*/*/metrics.csv")))
-        assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
-        assert len(list(tmp_path.glob("outputs/*/*"))) == 1
+        one_folder(tmp_path)
         (second,) = [pid for pid in children(process.pid) if variables(pid).get("LOCAL_RANK") == "1"]
         os.kill(second, signal.SIGKILL)
         assert process.wait(SECONDS) != 0
