@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "lowerbound"
 
 FLOORS = (
     "_torchvision errors instantiate distributions networks schedules randomness statistics conditioning answers seeding defaults wording"
-    " preemption checkpoints"
+    " preemption checkpoints devices one_folder local_queue"
     " data.source data.steps data.prepare",
     "parts data.batches data.missing data.module",
     "priors likelihoods posteriors linear_gaussian covariances dense_covariances mixture data.images data.tables",
@@ -23,7 +23,7 @@ FLOORS = (
     " identities components circumstances report runs",
     "run",
     "__init__ sweep rungs ladder_linear_vae ladder_rows ladder_checks ladder evidence baselines evaluation prediction"
-    " latent_space summary sweep_report trials sweepers sweep_status",
+    " latent_space summary sweep_report trials sweepers sweep_status launcher",
     "commands explaining cli",
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names.split()}

@@ -54,6 +54,7 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capt
         def stand_in(cfg: DictConfig) -> float:
             runs.append((cfg.fit.optimizer.lr, cfg.latent_dim))
             folder = Path(HydraConfig.get().runtime.output_dir)
+            (folder / "failure.txt").unlink(missing_ok=True)
             OmegaConf.save(OmegaConf.create({"latent_dim": cfg.latent_dim}), folder / "config.yaml")
             found = ends(HydraConfig.get().job.num, cfg.fit.optimizer.lr)
             (folder / "results.json").write_text(json.dumps({"test/elbo": found}))
@@ -222,7 +223,7 @@ def test_a_second_process_is_refused(command: Command, tmp_path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         answer = command(*SEARCH)
     assert (answer.code, answer.runs) == (2, [])
-    assert "another process runs this sweep" in answer.err
+    assert "mine is being written by" in answer.err
 
 
 def test_without_optuna_it_says_what_to_install(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

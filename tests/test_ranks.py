@@ -40,6 +40,15 @@ def test_two_ranks_learn_what_one_learns(results: tuple[dict[str, Any], list[dic
         torch.testing.assert_close(first["state"][name], value, atol=1e-6, rtol=1e-5)
 
 
+def test_two_ranks_have_the_gradients_of_one(results: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
+    """Those of the last step, whose batch is the uneven one."""
+    alone, both = results
+    assert max(gradient.abs().max().item() for gradient in alone["gradients"].values()) > 0.01
+    for rank in both:
+        for name, gradient in alone["gradients"].items():
+            torch.testing.assert_close(rank["gradients"][name], gradient, atol=1e-6, rtol=1e-5)
+
+
 def test_the_ranks_stay_equal_to_the_last_bit(results: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
     _, (first, second) = results
     assert all(torch.equal(value, second["state"][name]) for name, value in first["state"].items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lowerbound  # isort: skip  before lightning, whose import it mends beside a CPU build of torch
 import torch
@@ -13,12 +14,20 @@ from lightning.pytorch import Trainer
 from lowerbound.data import InMemory
 
 
+class Keeping(torch.optim.SGD):
+    """Keeps the gradients of its last step, which the next one takes away."""
+
+    def step(self, closure: Any = None) -> Any:
+        self.gradients = [parameter.grad.clone() for group in self.param_groups for parameter in group["params"]]
+        return super().step(closure)
+
+
 def main(folder: Path, ranks: int, global_batch: int) -> None:
     torch.manual_seed(0)
     model = lowerbound.autoencoder(6, 2, sizes=[8])
     x = torch.rand(53, 6, generator=torch.Generator().manual_seed(0))
     data = InMemory(x, batch_size=global_batch // ranks)
-    fit = lowerbound.GradientFit(model, optimizer=partial(torch.optim.SGD, lr=0.05), steps_per_execution=3)
+    fit = lowerbound.GradientFit(model, optimizer=partial(Keeping, lr=0.05), steps_per_execution=3)
     trainer = Trainer(
         accelerator="cpu",
         devices=ranks,
@@ -33,7 +42,10 @@ def main(folder: Path, ranks: int, global_batch: int) -> None:
     trainer.fit(fit, datamodule=data)
     metrics = {key: value.item() for key, value in trainer.callback_metrics.items()}
     (test,) = trainer.test(fit, datamodule=data, verbose=False)
-    result = {"state": fit.model.state_dict(), "metrics": metrics | test, "steps": fit.clock.now, "total": fit.clock.total}
+    (optimizer,) = trainer.optimizers
+    gradients = dict(enumerate(optimizer.gradients))
+    result = {"state": fit.model.state_dict(), "gradients": gradients, "metrics": metrics | test}
+    result |= {"steps": fit.clock.now, "total": fit.clock.total}
     torch.save(result, folder / f"rank_{trainer.global_rank}_of_{ranks}.pt")
 
 

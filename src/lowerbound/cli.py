@@ -24,6 +24,7 @@ from omegaconf.errors import InterpolationResolutionError
 from lowerbound import preemption, sweepers
 from lowerbound.commands import EVALUATE, LADDER, PREDICT, REPORT, SWEEP, TRAIN, Command
 from lowerbound.defaults import conf_folder
+from lowerbound.devices import check_started, check_sweep, is_first, without_folder
 from lowerbound.errors import NonFiniteError, OccupiedError, Remark
 from lowerbound.explaining import HYDRA_VERSION, USER_ERRORS, explain, items
 from lowerbound.preemption import Stopped
@@ -41,7 +42,7 @@ def main(command: Command = TRAIN) -> int:
         75: stopped by a signal, to be gone on with; 130: by Ctrl-C.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra.main raises, where it would print and exit
-    words = _with_keys(sys.argv[1:], command)
+    words = [*_with_keys(sys.argv[1:], command), *(without_folder() if command == TRAIN else ())]
     if command == TRAIN and not {"-m", "--multirun"} & set(words):
         preemption.install()  # before anything that takes time: the parent of a sweep is stopped as any other program
     # argparse wants overrides in one piece
@@ -138,7 +139,7 @@ def _task(cfg: DictConfig, command: Command) -> object:
     """One run. A sweep is told of an error, a single run answers it: Hydra would first print the command once more."""
     try:
         if command == TRAIN:
-            preemption.install()
+            _begin(cfg)
         check_overrides(cfg, command)
         run = command.load()
         _quieten_lightning()
@@ -147,11 +148,22 @@ def _task(cfg: DictConfig, command: Command) -> object:
         print("\n".join(filter(None, [str(stop), preemption.requeue()])), file=sys.stderr)
         raise SystemExit(stop.exit_code) from stop
     except BaseException as error:
-        if command == TRAIN and not isinstance(error, OccupiedError):
+        if command == TRAIN and is_first() and not isinstance(error, OccupiedError):
             _note_failure(error)
         if not isinstance(error, USER_ERRORS) or cfg.debug or HydraConfig.get().mode is not RunMode.RUN:
             raise
         raise SystemExit(_report(error, command)) from error
+
+
+def _begin(cfg: DictConfig) -> None:
+    """Listen to signals, agree with the other processes of a run on its folder, and refuse those that could not be one run."""
+    from lowerbound.one_folder import share
+
+    preemption.install()
+    share()
+    check_started(cfg.trainer)
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        check_sweep(cfg.trainer, HydraConfig.get().launcher)
 
 
 def check_value(value: object) -> object:
@@ -166,11 +178,11 @@ def check_value(value: object) -> object:
 
 
 def _note_failure(error: BaseException) -> None:
-    """Let the run folder say why it has no results."""
+    """Let the run folder say why it has no results; one that has finished has them, whatever is asked of it later."""
     from lowerbound.folder import FAILURE, RESULTS
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if not (folder / RESULTS).exists():
+    if isinstance(error, NonFiniteError) or not (folder / RESULTS).exists():
         (folder / FAILURE).write_text(f"{type(error).__name__}: {error}\n", encoding="utf-8")
 
 

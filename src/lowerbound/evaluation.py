@@ -22,6 +22,7 @@ from torch import Tensor
 from lowerbound import folder as files
 from lowerbound.baselines import Baseline, baselines
 from lowerbound.data.module import TensorDataModule
+from lowerbound.devices import is_first
 from lowerbound.distributions import kl_per_dimension
 from lowerbound.errors import whole
 from lowerbound.evidence import ROWS, Annealing, Estimate, estimates, is_annealed, sandwich
@@ -33,7 +34,7 @@ from lowerbound.metrics import Units
 from lowerbound.mixture import BernoulliComponents
 from lowerbound.model import LatentVariableModel
 from lowerbound.plots import save
-from lowerbound.ranks import is_first, place, processes
+from lowerbound.ranks import place, processes
 from lowerbound.report import write_report
 from lowerbound.run import Loaded, load
 from lowerbound.runs import beta_at_the_end, read_runs

@@ -40,11 +40,6 @@ def processes(device: torch.device) -> Iterator[torch.device]:
         distributed.destroy_process_group()
 
 
-def is_first() -> bool:
-    """Whether this is the process that tells, also before they are a group."""
-    return int(os.environ.get("RANK", 0)) == 0
-
-
 def place() -> tuple[int, int]:
     """The number of this process and how many there are."""
     return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)

@@ -28,6 +28,7 @@ from lowerbound.checkpoints import DurableCheckpoints, tidy
 from lowerbound.circumstances import announce, circumstances
 from lowerbound.data import InMemory
 from lowerbound.data.prepare import Preparation
+from lowerbound.devices import is_first
 from lowerbound.errors import whole
 from lowerbound.fit import Fit
 from lowerbound.instantiate import instantiate
@@ -109,7 +110,7 @@ def train(config: DictConfig) -> float:
         Stopped: a signal asked for it.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if getattr(rank_zero_only, "rank", 0) > 0:
+    if not is_first():
         return _train(config, folder)
     with claim.claimed(folder):
         return _train(config, folder)

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from lowerbound import plots, study_plots, sweep_report
+from lowerbound.devices import check_sweep
 from lowerbound.folder import FIGURES
 from lowerbound.runs import Run, read_runs
 
@@ -27,6 +28,14 @@ from lowerbound.runs import Run, read_runs
 @final
 class Summary(Callback):
     """The report of a sweep. A run that fails says why when it fails; the others go on, and the command ends with exit code 1."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuse runs of several processes before the first of them."""
+        try:
+            check_sweep(config.trainer, config.hydra.launcher)
+        except ValueError as error:  # of which Hydra makes a warning here
+            print("\n  ".join(f"lowerbound-train: {error}".splitlines()), file=sys.stderr)
+            raise SystemExit(2) from error
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Say why a run failed, and keep the sweep going to its end: Hydra would end it without a report.

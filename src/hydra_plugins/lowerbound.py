@@ -1,0 +1,5 @@
+"""Where Hydra looks for plugins: it takes them from this package only, in which every distribution may put some."""
+
+from lowerbound.launcher import LocalLauncher
+
+__all__ = ["LocalLauncher"]

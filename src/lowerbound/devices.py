@@ -1,0 +1,92 @@
+"""The processes of a run: how many its configuration asks for, how many there are, and which of them this is.
+
+They are started by torchrun, by srun, or by Lightning in the first of them; each says so in variables of the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig
+
+from lowerbound.errors import whole
+
+ALL = ("auto", "-1")
+STARTED_BY = (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"))
+NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null")
+BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+
+
+def started() -> tuple[int, int]:
+    """The number of this process and how many there are; 0 of 1 where it is alone."""
+    for rank, world in STARTED_BY:
+        if rank in os.environ and world in os.environ:
+            return int(os.environ[rank]), int(os.environ[world])
+    return 0, 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that tells, also before they are a group."""
+    return started()[0] == 0
+
+
+def started_by_others() -> bool:
+    """Whether this process was started by torchrun or srun, and not by Lightning or by hand."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or ("LOCAL_RANK" not in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ)
+
+
+def without_folder() -> tuple[str, ...]:
+    """The words with which Hydra makes no folder, for all but the first process; Lightning gives those it starts words of its own."""
+    return () if is_first() or not started_by_others() else NO_FOLDER
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."""
+    import torch  # here, so that help and a typo need not wait for it
+
+    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (named.split(",") if named else [str(i) for i in range(count)])[:count]
+
+
+def asked(trainer: DictConfig) -> int:
+    """The processes that a run has on each machine: ``trainer.devices``, of which -1 and auto are all GPUs, or 1 on a CPU.
+
+    Raises:
+        ValueError: that is no number of devices.
+    """
+    devices: Any = trainer.devices
+    if isinstance(devices, ListConfig):
+        return len(devices)
+    if str(devices) in ALL:
+        return 1 if trainer.accelerator == "cpu" else max(1, len(gpus()))
+    return whole(devices, "trainer.devices (or auto)")
+
+
+def check_started(trainer: DictConfig) -> None:
+    """Refuse a run of one device in several processes: each would be a run of its own, in one folder.
+
+    Raises:
+        ValueError: as said.
+    """
+    _, world = started()
+    if world > 1 and asked(trainer) * trainer.get("num_nodes", 1) == 1:
+        raise ValueError(
+            f"trainer.devices={trainer.devices} is one process, and torchrun or srun has started {world}\n"
+            f"choose trainer=ddp trainer.devices={world} (per node; with several, trainer.num_nodes too), or start one process"
+        )
+
+
+def check_sweep(trainer: DictConfig, launcher: DictConfig) -> None:
+    """Refuse runs of several processes in the one process of a sweep: the others would start the sweep again.
+
+    Raises:
+        ValueError: as said.
+    """
+    _, world = started()
+    if launcher._target_ == BASIC and max(world, asked(trainer) * trainer.get("num_nodes", 1)) > 1:
+        found = f"{world} processes" if world > 1 else f"trainer.devices={trainer.devices}"
+        raise ValueError(
+            f"--multirun with {found}: several processes cannot share the process of a sweep.\n"
+            "Choose hydra/launcher=local (every run as processes of its own, here) or hydra/launcher=slurm (as a job, a task per device)."
+        )

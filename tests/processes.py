@@ -1,0 +1,51 @@
+"""The command line in processes of its own, as a user or a scheduler starts it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+COMMAND = ("-m", "lowerbound.cli")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+TWO_RANKS = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}  # gloo looks up the machine's name otherwise
+
+
+def begun(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """A Python process with these words in a folder; both of its streams go to one pipe."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, *words], cwd=folder, env=ENVIRONMENT, **pipes)
+
+
+def finished(folder: Path, *words: str, seconds: float = 100) -> tuple[int, str]:
+    """Its exit code and what it wrote."""
+    process = begun(folder, *words)
+    try:
+        out, _ = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+    return process.returncode, out
+
+
+def children(pid: int) -> Iterator[int]:
+    """The processes that a process has started, and theirs."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        yield int(child)
+        yield from children(int(child))
+
+
+def variables(pid: int) -> dict[str, str]:
+    """Those that a process was started with."""
+    pairs = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
