@@ -23,7 +23,7 @@ FLOORS = (
     " identities components circumstances report runs",
     "run",
     "__init__ sweep rungs ladder_linear_vae ladder_rows ladder_checks ladder evidence baselines evaluation prediction"
-    " latent_space summary sweep_report trials sweepers sweep_status launcher",
+    " latent_space summary sweep_report trials sweepers sweep_status jobs launcher slurm",
     "commands explaining cli",
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names.split()}

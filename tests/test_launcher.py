@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from commands import called, train
 from lowerbound import launcher
 from lowerbound.cli import main
+from lowerbound.jobs import Job
 from lowerbound.local_queue import Queue, Running, Task
 from lowerbound.runs import not_begun, read_runs
 from processes import COMMAND, TWO_RANKS, begun, children, finished, is_alive
@@ -96,6 +97,8 @@ def test_whoever_stops_the_sweep_stops_its_runs(tmp_path: Path) -> None:
         assert process.wait(60) == 128 + signal.SIGTERM
         assert not any(is_alive(pid) for pid in runs)
         assert len(list(tmp_path.glob("outputs/mine/*/output.log"))) == 1, "the second has not begun"
+        assert len(list(tmp_path.glob("outputs/mine/*/last.ckpt"))) == 1, "the first can be gone on with"
+        assert not list(tmp_path.glob("outputs/mine/*/failure.txt"))
     finally:
         process.kill()
 
@@ -200,12 +203,12 @@ def test_the_reason_of_a_failure_in_a_line(tmp_path: Path, failure: str | None, 
     if failure is not None:
         (tmp_path / "failure.txt").write_text(failure)
     (tmp_path / "output.log").write_text("of an earlier run\n" + log)
-    job = launcher.Job(OmegaConf.create(), tmp_path, 1, [], len("of an earlier run\n"))
+    job = Job(OmegaConf.create(), tmp_path, [], False, len("of an earlier run\n"))
     assert job.last_line(9) == line
 
 
 def test_a_sweeper_is_told_the_value_of_the_monitor(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps({"monitor": "val/elbo", "val/elbo": -3.5, "test/elbo": -4.0}))
     config = OmegaConf.create({"seed": 1, "hydra": {"job": {"name": "train"}, "overrides": {"task": ["seed=1"]}}})
-    found = launcher.Job(config, tmp_path, 1, [], 0).returned(0)
+    found = Job(config, tmp_path, [], False, 0).returned(0)
     assert (found.return_value, found.overrides, found.cfg) == (-3.5, ["seed=1"], {"seed": 1})

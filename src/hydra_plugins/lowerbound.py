@@ -1,5 +1,6 @@
 """Where Hydra looks for plugins: it takes them from this package only, in which every distribution may put some."""
 
 from lowerbound.launcher import LocalLauncher
+from lowerbound.slurm import SlurmLauncher
 
-__all__ = ["LocalLauncher"]
+__all__ = ["LocalLauncher", "SlurmLauncher"]

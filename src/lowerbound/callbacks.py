@@ -89,7 +89,10 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to signals: Lightning has just put its own handlers in the place."""
         preemption.install()
-        self._saved_at, self._saved_step = monotonic(), trainer.global_step if trainer.ckpt_path else -1
+        self._saved_at, self._saved_step = monotonic(), -1
+        if trainer.ckpt_path:
+            self._saved_step = trainer.global_step
+            rank_zero_only(print)(f"going on after optimizer step {trainer.global_step}", flush=True)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save and stop between blocks; not where a validation follows, which a resumed run would not repeat."""
@@ -109,12 +112,12 @@ class LastCheckpoint(Checkpoint):
         """Listen, and stop before a validation that is not part of training: that is done, and saved."""
         preemption.install()
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self._stop(_agreed(trainer, [bool(preemption.received())])[0])
+            self._stop(trainer, _agreed(trainer, [bool(preemption.received())])[0])
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen, and stop before the test."""
         preemption.install()
-        self._stop(_agreed(trainer, [bool(preemption.received())])[0])
+        self._stop(trainer, _agreed(trainer, [bool(preemption.received())])[0])
 
     def _save_or_stop(self, trainer: Trainer) -> None:
         steps = trainer.global_step - max(self._saved_step, 0)
@@ -122,11 +125,13 @@ class LastCheckpoint(Checkpoint):
         stop, due = _agreed(trainer, [bool(preemption.received()), due])
         if stop or due:
             self._save(trainer)
-        self._stop(stop)
+        self._stop(trainer, stop)
 
-    def _stop(self, wanted: bool) -> None:
+    def _stop(self, trainer: Trainer, wanted: bool) -> None:
         if wanted:
-            raise Stopped("stopped by a signal; started again on its folder, the run goes on from there")
+            raise Stopped(
+                f"stopped by a signal after optimizer step {trainer.global_step}; begun again in its folder, the run goes on there"
+            )
 
     def _save(self, trainer: Trainer) -> None:
         if all(parameter.isfinite().all() for parameter in trainer.lightning_module.parameters()):

@@ -27,6 +27,7 @@ from lowerbound.defaults import conf_folder
 from lowerbound.devices import check_started, check_sweep, is_first, without_folder
 from lowerbound.errors import NonFiniteError, OccupiedError, Remark
 from lowerbound.explaining import HYDRA_VERSION, USER_ERRORS, explain, items
+from lowerbound.jobs import quoted
 from lowerbound.preemption import Stopped
 
 WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info", "-i")
@@ -96,8 +97,8 @@ def _with_keys(words: Sequence[str], command: Command) -> list[str]:
     alone = [i for i, word in enumerate(words) if i not in after_option and (os.path.exists(word) or not re.search("^[-+~]|=", word))]
     if command.path is None or not alone:
         return list(words)
-    quoted = [_quoted(words[i]) for i in alone]
-    value = quoted[0] if len(quoted) == 1 else f"[{','.join(quoted)}]"
+    paths = [quoted(words[i]) for i in alone]
+    value = paths[0] if len(paths) == 1 else f"[{','.join(paths)}]"
     return [f"{command.path}={value}", *(word for i, word in enumerate(words) if i not in alone)]
 
 
@@ -115,12 +116,7 @@ def _resumed(words: Sequence[str]) -> list[str]:
     if {"-m", "--multirun"} & set(words):
         raise ValueError(f"resume={folder} goes on with one run; a sweep goes on by itself: give its command again, with sweep=NAME")
     others = [word for word in words if not word.startswith("resume=")]
-    return [*overrides, "hydra.mode=RUN", f"hydra.run.dir={_quoted(str(folder))}", *others]
-
-
-def _quoted(value: str) -> str:
-    """As Hydra reads it back whatever is in it: names of run folders have = and , in them."""
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return [*overrides, "hydra.mode=RUN", f"hydra.run.dir={quoted(folder)}", *others]
 
 
 def short(overrides: str, limit: int = 100) -> str:
@@ -145,7 +141,8 @@ def _task(cfg: DictConfig, command: Command) -> object:
         _quieten_lightning()
         return check_value(run(cfg))
     except Stopped as stop:
-        print("\n".join(filter(None, [str(stop), preemption.requeue()])), file=sys.stderr)
+        if is_first():
+            print("\n".join(filter(None, [str(stop), preemption.requeue()])), file=sys.stderr)
         raise SystemExit(stop.exit_code) from stop
     except BaseException as error:
         if command == TRAIN and is_first() and not isinstance(error, OccupiedError):

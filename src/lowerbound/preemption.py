@@ -18,7 +18,7 @@ from typing import final
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again
 INTERRUPTED = 130  # by Ctrl-C, as shells say it
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
-REQUEUED_BY_ITSELF = ("CANCELLED", "PENDING")  # states in which a request would undo what was asked for, or is not needed
+WARNINGS = {signal.SIGUSR1, signal.SIGUSR2}  # which a cancelled job is not sent
 
 
 class Stopped(Exception):  # noqa: N818  nothing is wrong
@@ -66,18 +66,25 @@ def received() -> set[signal.Signals]:
 
 
 def requeue() -> str | None:
-    """Ask SLURM to start this job again, unless it was cancelled; what to tell the user, or None outside of SLURM.
+    """Ask SLURM to start this job again, if it was warned; what to tell the user, or None outside of SLURM.
 
-    Only signals of SLURM's lead to a requeue, so that Ctrl-C in an interactive job ends it.
+    A job that is warned, of its time limit or of a preemption, is still running. One that is ending already was cancelled, and is to
+    end, or was requeued from outside. Ctrl-C in an interactive job ends it.
     """
-    job = os.environ.get("SLURM_JOB_ID")
+    job = _job()
     if job is None or received() <= {signal.SIGINT}:
         return None
     state = _state(job)
-    if state in REQUEUED_BY_ITSELF:
-        return f"job {job} is {state.lower()}"
+    if state != "RUNNING" and not received() & WARNINGS:
+        return f"job {job} is {state.lower()}, and is not requeued from here"
     answer = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
     return f"job {job} is requeued" if answer.returncode == 0 else f"job {job} could not be requeued: {answer.stderr.strip()}"
+
+
+def _job() -> str | None:
+    """The number of this process's job; in an array with its place, since one of them has the number of all as its own."""
+    array, place = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return os.environ.get("SLURM_JOB_ID") if array is None or place is None else f"{array}_{place}"
 
 
 def _state(job: str) -> str:

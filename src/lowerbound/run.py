@@ -150,9 +150,9 @@ def _train(config: DictConfig, folder: Path) -> float:
 
 
 def _checkpoint(folder: Path) -> Path | None:
-    """What to go on from; said on the screen."""
+    """What to go on from; what is damaged is said on the screen."""
     found, remarks = claim.checkpoint_of(folder)
-    for sentence in [*remarks, *([f"going on from {os.path.relpath(found)}"] if found and not remarks else [])]:
+    for sentence in remarks:
         rank_zero_only(print)(sentence)
     return found
 

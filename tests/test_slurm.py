@@ -1,0 +1,182 @@
+"""Jobs of a real SLURM on this machine: preempted, out of time, requeued, cancelled, of several tasks and nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from lowerbound.folder import read_checkpoint
+
+SCRIPTS = Path(__file__).parents[1] / "scripts" / "slurm"
+pytestmark = pytest.mark.slurm
+
+TRAIN = Path(sys.executable).parent / "lowerbound-train"
+LAUNCHER = ("-m", "hydra/launcher=slurm", "hydra.launcher.every_seconds=1", "hydra.launcher.cpus_per_task=2")
+QUICK = ("latent_dim=2", "network.encoder.sizes=[16]", "~callbacks.pictures", "trainer.check_val_every_n_epoch=100")
+LONG = (*QUICK, "trainer.max_epochs=300")
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment in which SLURM's commands and its jobs find each other and this package."""
+    missing = [
+        name for name in ("munged", "slurmctld", "slurmd", "srun") if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None
+    ]
+    if missing or os.geteuid() != 0:
+        pytest.skip(f"needs root and the packages slurmd slurmctld slurm-client munge: there is no {' and no '.join(missing) or 'root'}")
+    folder = Path(f"/tmp/slurm_of_{os.getpid()}")  # a short path: the sockets' names may not be long
+    started = subprocess.run([SCRIPTS / "start-slurm.sh", folder], capture_output=True, text=True, timeout=60)
+    assert started.returncode == 0, started.stderr
+    settings = dict(word.split("=", 1) for line in started.stdout.splitlines() if line.startswith("export ") for word in line.split()[1:])
+    path = f"{TRAIN.parent}:{os.environ['PATH']}"
+    try:
+        yield {**os.environ, **settings, "OMP_NUM_THREADS": "1", "PATH": path}
+    finally:
+        subprocess.run([SCRIPTS / "stop-slurm.sh", folder], timeout=120, check=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+Shell = Callable[..., str]
+
+
+@pytest.fixture
+def shell(slurm: dict[str, str], tmp_path: Path) -> Shell:
+    """A command of SLURM's, in the tests' folder: what it prints."""
+
+    def run(*words: str | Path) -> str:
+        answer = subprocess.run(list(map(str, words)), cwd=tmp_path, env=slurm, capture_output=True, text=True, timeout=60)
+        assert answer.returncode == 0, answer.stderr
+        return answer.stdout
+
+    return run
+
+
+def wait_for(what: Callable[[], object], seconds: float = 90) -> object:
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, "it does not happen"
+        time.sleep(0.3)
+    return found
+
+
+def begin(folder: Path, environment: dict[str, str], *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([str(TRAIN), *words], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def log_of(folder: Path) -> str:
+    """All that the jobs of a sweep have written."""
+    return "\n".join(path.read_text() for path in sorted(folder.glob(".slurm/*/*_log.*")))
+
+
+def folder_of(sweep: Path, value: str) -> Path:
+    """That of the run with this value."""
+    (path,) = [path for path in sweep.glob("*/.hydra/overrides.yaml") if f"={value}\n" in path.read_text()]
+    return path.parents[1]
+
+
+def job_of(folder: Path) -> str:
+    return (folder / ".slurm_job").read_text()
+
+
+def steps(text: str) -> tuple[list[str], list[str]]:
+    """The optimizer steps after which runs stopped, and after which they went on."""
+    return re.findall(r"stopped by a signal after optimizer step (\d+)", text), re.findall(r"going on after optimizer step (\d+)", text)
+
+
+def test_a_sweep_survives_a_preemption_and_a_time_limit(slurm: dict[str, str], shell: Shell, tmp_path: Path) -> None:
+    """Four runs and one that fails, on two nodes: what the first waits for is a job of a higher partition, and time the second."""
+    seeds = "fit.optimizer.lr=0.001,0.002,0.003,0.004,1e30"
+    words = (*LAUNCHER, *LONG, seeds, "sweep=mine", "hydra.launcher.signal_delay_s=112")
+    command = begin(tmp_path, slurm, *words)
+    sweep = tmp_path / "outputs" / "mine"
+
+    def node_of(lr: str) -> str:
+        return shell("squeue", "-h", "-r", "-o", "%N", "-j", job_of(folder_of(sweep, lr))).strip()
+
+    wait_for(lambda: len(list(sweep.glob("*/metrics.csv"))) >= 4)
+    first, second = "0.001", next(lr for lr in ("0.002", "0.003", "0.004") if node_of(lr) != node_of("0.001"))
+    folder = folder_of(sweep, second)
+    limited = job_of(folder)
+    shell("scontrol", "update", f"JobId={limited}", "TimeLimit=2")
+    shell("sbatch", "-p", "high", "-w", node_of(first), "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
+    wait_for(lambda: "PENDING" in shell("squeue", "-h", "-r", "-o", "%T", "-j", limited))
+    shell("scontrol", "update", f"JobId={limited}", "TimeLimit=60")
+    out, _ = command.communicate(timeout=200)
+    assert command.returncode == 1, "one has failed"
+    assert len(re.findall(r"finished with -?[\d.]+", out)) == 4
+    assert "lr=1e+30: failed: NonFiniteError: optimizer step" in out
+    stopped, resumed = steps(log_of(sweep))
+    assert sorted(stopped) == sorted(resumed)
+    assert len(stopped) >= 2, "the one that was out of time, and whatever was on the node that was taken"
+    assert all(f"job {limited} is requeued" in text for text in [log_of(sweep)])
+    values = {path.parent: json.loads(path.read_text())["val/elbo"] for path in sweep.glob("*/results.json")}
+    assert len(values) == 4
+
+    before = {path: path.stat().st_mtime_ns for path in sweep.glob("*/last.ckpt")}
+    failed = next(path.parent for path in sweep.glob("*/failure.txt"))
+    shutil.rmtree(failed)
+    again = begin(tmp_path, slurm, *(word.replace(",1e30", "") for word in words))
+    out, _ = again.communicate(timeout=60)
+    assert again.returncode == 0, out
+    assert "submitted" not in out
+    assert {path: path.stat().st_mtime_ns for path in sweep.glob("*/last.ckpt") if path in before} == {
+        path: when for path, when in before.items() if path.parent != failed
+    }
+
+    whole = begin(tmp_path, slurm, *LONG, f"fit.optimizer.lr={second}", "hydra.run.dir=whole")
+    assert whole.wait(120) == 0
+    assert (folder / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+    one, other = (read_checkpoint(path / "weights.ckpt")["state_dict"] for path in (folder, tmp_path / "whole"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_runs_of_two_tasks_on_one_node_and_on_two_are_requeued_too(slurm: dict[str, str], shell: Shell, tmp_path: Path) -> None:
+    many = ("trainer=ddp", "trainer.accelerator=cpu", *QUICK, "trainer.max_epochs=500")
+    nodes = {"one": ("trainer.devices=2",), "two": ("trainer.devices=1", "trainer.num_nodes=2")}
+    commands = {name: begin(tmp_path, slurm, *LAUNCHER, *many, *words, f"sweep={name}", "seed=12345") for name, words in nodes.items()}
+    for name in nodes:
+        wait_for(lambda name=name: list((tmp_path / "outputs" / name).glob("*/metrics.csv")))
+        shell("scontrol", "requeue", job_of(folder_of(tmp_path / "outputs" / name, "12345")))
+    for name, command in commands.items():
+        out, _ = command.communicate(timeout=150)
+        assert command.returncode == 0, out + log_of(tmp_path / "outputs" / name)
+        (results,) = (tmp_path / "outputs" / name).glob("*/results.json")
+        assert json.loads(results.read_text())["devices"] == 2
+        stopped, resumed = steps(log_of(tmp_path / "outputs" / name))
+        assert set(stopped) == set(resumed)
+        assert len(resumed) == 1
+        assert len(list(results.parent.parent.glob("*/config.yaml"))) == 1, "one folder"
+
+
+def test_one_job_without_hydra_s_launcher(slurm: dict[str, str], shell: Shell, tmp_path: Path) -> None:
+    """Requeued from outside it goes on; cancelled it stays so, and another job goes on with its folder."""
+    number = shell("sbatch", "--parsable", SCRIPTS / "submit.sh", *LONG).strip()
+    folder = tmp_path / "outputs" / "slurm" / number
+    wait_for(lambda: (folder / "metrics.csv").exists())
+    shell("scontrol", "requeue", number)
+    log = tmp_path / f"lowerbound-{number}.log"
+    wait_for(lambda: "going on after" in log.read_text())
+    time.sleep(1)
+    shell("scancel", number)
+    wait_for(lambda: "CANCELLED" in shell("scontrol", "show", "job", number))
+    stopped, resumed = steps(log.read_text())
+    assert stopped[0] == resumed[0]
+    wait_for(lambda: not shell("squeue", "-h", "-j", number))
+    assert not (folder / "failure.txt").exists()
+    assert not (folder / "results.json").exists()
+    other = shell("sbatch", "--parsable", SCRIPTS / "submit.sh", f"resume={folder}").strip()
+    wait_for(lambda: not shell("squeue", "-h", "-j", other))
+    assert (folder / "results.json").exists(), (tmp_path / f"lowerbound-{other}.log").read_text()
+    assert f"going on after optimizer step {stopped[-1]}" in (tmp_path / f"lowerbound-{other}.log").read_text()
+    assert "ExitCode=0:0" in shell("scontrol", "show", "job", other)
+    assert "ExitCode=0:0" not in shell("scontrol", "show", "job", number), "a stopped run never ends with 0"
