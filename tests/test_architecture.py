@@ -20,7 +20,7 @@ FLOORS = (
     "fit gradient solve em plots em_plots ladder_plots linear_plots study_plots folder component_plots latent_plots sweep_plots ranks"
     " resuming claim",
     "callbacks pictures tracking studies amortization decoding maximum_likelihood expectation codes imputing principal stories"
-    " identities components circumstances report runs",
+    " identities components circumstances report runs connection",
     "run",
     "__init__ sweep rungs ladder_linear_vae ladder_rows ladder_checks ladder evidence baselines evaluation prediction"
     " latent_space summary sweep_report trials sweepers sweep_status jobs launcher slurm",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,9 @@ RUNS = {
     "stepwise em": ("model=factor_analysis", "fit=em", "fit.update=batch", "trainer.max_epochs=4"),
     "closed form": ("model=ppca", "fit=closed_form"),
 }
+
+
+TWO = ("callbacks.last.every_n_steps=2", "trainer=ddp", "trainer.accelerator=cpu", "data.batch_size=64")
 
 
 class Folder(NamedTuple):
@@ -113,3 +117,45 @@ def test_three_killed_trainings_end_as_one_that_was_not(name: str, processes: An
         process.join(60)
         finish(processes, folder, words)
         assert_equal(left(folder), expected)
+
+
+def pair(processes: Any, folder: Path, words: tuple[str, ...]) -> list[Any]:
+    """The two processes of a run."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1] % 20000 + 20000  # the folder is told at a port 5000 above
+    both = [processes.Process(target=worker_of_kills.rank, args=(number, port, folder, [*QUICK, *TWO, *words])) for number in range(2)]
+    for process in both:
+        process.start()
+    return both
+
+
+def wait_for_checkpoints(path: Path, count: int) -> None:
+    """Until so many more have been written."""
+    seen, end = {path.stat().st_mtime_ns if path.exists() else 0}, time.monotonic() + 60
+    while len(seen) <= count:
+        assert time.monotonic() < end
+        time.sleep(0.002)
+        seen |= {path.stat().st_mtime_ns} if path.exists() else set()
+
+
+@pytest.mark.parametrize("name", ["vae", "em of a mixture"])
+def test_two_ranks_of_which_one_is_killed_end_as_two_that_were_not(name: str, processes: Any, tmp_path: Path) -> None:
+    """The other one ends by itself, and not with 0."""
+    chance = random.Random(name)
+    for process in pair(processes, tmp_path / "whole", RUNS[name]):
+        process.join(120)
+        assert process.exitcode == 0, (tmp_path / "whole.log").read_text()
+    cut = tmp_path / "cut"
+    for killed in (0, 1):
+        both = pair(processes, cut, RUNS[name])
+        wait_for_checkpoints(cut / "last.ckpt", chance.randint(1, 2))
+        both[killed].join(chance.uniform(0, 0.03))
+        both[killed].kill()
+        both[1 - killed].join(60)
+        assert both[1 - killed].exitcode != 0
+    for process in pair(processes, cut, RUNS[name]):
+        process.join(120)
+        assert process.exitcode == 0, (tmp_path / "cut.log").read_text()
+    assert "going on after optimizer step" in (tmp_path / "cut.log").read_text()
+    assert_equal(left(cut), left(tmp_path / "whole"))

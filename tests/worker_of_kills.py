@@ -18,6 +18,13 @@ from lowerbound.cli import main
 MOMENTS = ("half", "fsync", "link", "replace")  # of writing a checkpoint
 
 
+def rank(number: int, port: int, folder: Path, words: Sequence[str]) -> None:
+    """One of two processes of a run, in the environment that torchrun gives."""
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ.update({**shared, "RANK": str(number), "LOCAL_RANK": str(number), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "none"})
+    train(folder, words)
+
+
 def train(folder: Path, words: Sequence[str], moment: str | None = None, nth: int = 1) -> None:
     """``lowerbound-train`` into a folder; it ends, or dies at the `nth` time that writing a checkpoint comes to a `moment`."""
     torch.set_num_threads(1)

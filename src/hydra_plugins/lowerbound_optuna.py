@@ -86,11 +86,10 @@ class OptunaSweeper(Sweeper):
 
     def _run(self, space: Mapping[str, BaseDistribution], asked: Sequence[str]) -> None:
         from lowerbound import trials
-        from lowerbound.folder import STUDY
-        from lowerbound.runs import COMMAND
+        from lowerbound.folder import STUDY, SWEEP
 
         study = trials.open_study(self._folder / STUDY, self._name, asked)
-        OmegaConf.save(self.config, self._folder / COMMAND)
+        OmegaConf.save(self.config, self._folder / SWEEP)
         while (missing := self.n_trials - trials.finished(study)) > 0:
             batch = [trials.begin_trial(study, space, self.sampler) for _ in range(min(missing, self.n_jobs))]
             overrides = [_overrides(asked, trial.params) for trial in batch]

@@ -27,6 +27,7 @@ from torch import Tensor
 CONFIG, WEIGHTS, LAST, RESULTS, FIGURES = "config.yaml", "weights.ckpt", "last.ckpt", "results.json", "figures"
 EVALUATION, REPORT, FAILURE = "evaluation.json", "report.html", "failure.txt"
 CURVE, COLLAPSE = "importance_weighted_curve.png", "collapse.png"  # the pictures of an evaluation
+SWEEP = "multirun.yaml"  # Hydra's own note, in a sweep's folder, of what it is over
 STUDY = "optuna.db"  # the trials of a search, in its sweep's folder
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 

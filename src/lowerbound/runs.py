@@ -16,9 +16,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from lowerbound.defaults import config_loader
-from lowerbound.folder import CONFIG, EVALUATION, FAILURE, OVERRIDES, RESULTS, read_json, read_overrides
+from lowerbound.folder import CONFIG, EVALUATION, FAILURE, OVERRIDES, RESULTS, SWEEP, read_json, read_overrides
 
-COMMAND = "multirun.yaml"  # Hydra's own note of what a sweep is over
 OF_LEARNING = ("seed", "batch_size", "eval_batch_size", "storage", "memory_map", "root", "download")
 
 
@@ -111,7 +110,7 @@ def _results(folder: Path) -> dict[str, Any] | None:
 
 def not_begun(folder: Path, runs: list[Run]) -> list[str]:
     """The runs of the grid that the sweep was started with last, of which there is no folder; none of a sweep that is no grid."""
-    path = folder / COMMAND
+    path = folder / SWEEP
     hydra = OmegaConf.load(path).hydra if path.is_file() else None
     if hydra is None or not str(hydra.sweeper._target_).endswith(BasicSweeper.__name__):
         return []

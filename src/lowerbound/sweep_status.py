@@ -15,8 +15,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from lowerbound.claim import is_claimed
-from lowerbound.folder import CONFIG, FAILURE, LAST, RESULTS, STUDY
-from lowerbound.runs import COMMAND, Run, not_begun, read_runs
+from lowerbound.folder import CONFIG, FAILURE, LAST, RESULTS, STUDY, SWEEP
+from lowerbound.runs import Run, not_begun, read_runs
 
 STATES = DONE, RUNNING, STOPPED, FAILED, NOT_BEGUN = "done", "running", "stopped", "failed", "not begun"
 
@@ -39,7 +39,7 @@ def describe(folder: Path) -> Iterator[str]:
         ValueError: it is the folder of no sweep.
     """
     runs = read_runs(folder)
-    if not runs and not (folder / COMMAND).is_file():
+    if not runs and not (folder / SWEEP).is_file():
         wrong = "there is no such folder" if not folder.is_dir() else "that is the folder of no sweep"
         raise ValueError(f"{folder}: {wrong}. A sweep's folder looks like outputs/<sweep>.")
     states = [(run.name, *state(run)) for run in runs] + [(name, NOT_BEGUN, "") for name in not_begun(folder, runs)]
@@ -86,7 +86,7 @@ def _trials(folder: Path) -> Iterator[str]:
         from lowerbound import trials
     except ImportError as error:
         raise ValueError(f"{folder / STUDY} needs an extra to be read: {error}\npip install 'lowerbound[sweep]'") from error
-    path = folder / COMMAND
+    path = folder / SWEEP
     wanted = OmegaConf.load(path).hydra.sweeper.n_trials if path.is_file() else None
     first, *rest = trials.told(trials.read_study(folder / STUDY))
     yield first if wanted is None else f"{first}, of {wanted}"

@@ -7,18 +7,13 @@ or a connection; what it kept offline goes up later with ``wandb sync``.
 from __future__ import annotations
 
 import csv
+import json
 import math
-import os
-import sys
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from netrc import NetrcParseError, netrc
 from pathlib import Path
 from shutil import rmtree
-from threading import Thread
 from typing import Any, final
-from urllib.error import HTTPError
-from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
 import numpy as np
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -27,9 +22,12 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
+from lowerbound.connection import possible_mode, say_offline
+from lowerbound.folder import SWEEP, read_json, write_whole
+from lowerbound.preemption import STOPPED
+
 METRICS = "metrics.csv"
-PUBLIC_HOST = "api.wandb.ai"  # the name in netrc files of the service whose address has changed since
-KEY_VARIABLES = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+TOLD = ".wandb.json"  # in the run folder: the id of the W&B run, and the last optimizer step that it was told of
 
 
 @final
@@ -100,8 +98,12 @@ def read_metrics(path: str | Path) -> dict[str, list[float]]:
 class WandB(WandbLogger):
     """Weights & Biases with a mode that is known before the run starts: never a prompt, and never a wait for the network.
 
+    A run folder is one W&B run, however often it is gone on with: its id is kept there, and what was told of a step before a kill
+    is not told again after it, so that steps never go back.
+
     Args:
         save_dir: the run folder; W&B writes into ``wandb/`` inside it.
+        group: None: the sweep that the run folder is in, if it is in one.
         mode: ``online`` needs a key and a server that answers, and becomes ``offline`` without; None is what WANDB_MODE says,
             else online. ``offline`` and ``disabled`` are taken at their word.
         settings: further entries of ``wandb.Settings``.
@@ -117,10 +119,14 @@ class WandB(WandbLogger):
         mode: str | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        self.mode = _mode(mode)
+        self.mode = possible_mode(mode)
         Path(save_dir).mkdir(parents=True, exist_ok=True)
         options = _SETTINGS | {"silent": self.mode != "online"} | dict(settings or {})
-        super().__init__(name, save_dir, project=project, group=group, tags=list(tags), mode=self.mode, settings=options)
+        self._file = Path(save_dir) / TOLD
+        told = (read_json(self._file) if self._file.is_file() else None) or {"id": secrets.token_hex(4), "step": 0}
+        self._id_kept, self._last_step = told["id"], told["step"]
+        kept: dict[str, Any] = {"id": self._id_kept, "resume": "allow", "group": group or _sweep(Path(save_dir)), "job_type": "train"}
+        super().__init__(name, save_dir, project=project, tags=list(tags), mode=self.mode, settings=options, **kept)
         self._wandb_init.pop("anonymous", None)  # wandb warns about it whatever its value
 
     @property
@@ -133,21 +139,41 @@ class WandB(WandbLogger):
             return super().experiment
         except wandb.Error as error:
             wandb.teardown()  # else the next init waits for the one that failed
-            _say_offline(f"the server did not take the run ({error})")
+            say_offline(f"the server did not take the run ({error})")
             self.mode = "offline"
             self._wandb_init["mode"], self._wandb_init["settings"]["silent"] = self.mode, True
             return super().experiment
 
     @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Tell of an optimizer step; of one before the last that was told of, nothing."""
+        if step is None:
+            super().log_metrics(metrics)
+            return
+        if step < self._last_step:
+            return
+        if step > self._last_step or not self._file.exists():
+            self._last_step = step
+            write_whole(self._file, json.dumps({"id": self._id_kept, "step": step}))
+        self.experiment.log({**metrics, "trainer/global_step": step}, step=step)
+
+    @rank_zero_only
     def finish(self, summary: Mapping[str, float], exit_code: int = 0) -> None:
         """Add the final numbers to the summary and close the run, if it was started."""
-        if self.version is None:
+        if self._experiment is None:
             return
         run = self.experiment
+        if exit_code == STOPPED:
+            run.mark_preempting()  # W&B shows it so, and not as failed
         run.summary.update(dict(summary))
         run.finish(exit_code=exit_code)
         if self.mode == "offline":  # the logs name the machine and its paths, and say nothing of the run
             rmtree(Path(run.dir).parent / "logs", ignore_errors=True)
+
+
+def _sweep(folder: Path) -> str | None:
+    """The name of the sweep that a run folder is in."""
+    return folder.absolute().parent.name if (folder.absolute().parent / SWEEP).is_file() else None
 
 
 # Nothing of the machine goes into the run, and neither a slow start nor a slow end holds up what it reports.
@@ -188,56 +214,3 @@ def send_table(logger: Logger, name: str, headings: Sequence[str], lines: Sequen
     """Give a table of text to a logger that shows tables (W&B)."""
     if isinstance(logger, WandbLogger):
         logger.log_table(name, columns=list(headings), data=[list(line) for line in lines])
-
-
-@rank_zero_only
-def _say_offline(reason: str) -> None:
-    print(f"W&B: offline, because {reason}; `wandb sync` on the run's wandb/ folder sends it later", file=sys.stderr)
-
-
-def _mode(wanted: str | None) -> str:
-    """The mode in which W&B can run without a prompt or a wait."""
-    import wandb  # half a second, which only runs that log there should pay
-
-    settings = wandb.setup().settings
-    mode = wanted or settings.mode
-    if mode not in ("online", "shared", "run"):
-        return "offline" if mode == "dryrun" else mode
-    hosts = {urlsplit(settings.base_url).netloc} | ({PUBLIC_HOST} if settings.base_url == wandb.Settings().base_url else set())
-    missing = None if settings.api_key or _has_key(hosts) else "there is no key"
-    if missing is None and not _answers(settings.base_url):
-        missing = f"{settings.base_url} does not answer"
-    if missing is not None:
-        _say_offline(missing)
-    return "online" if missing is None else "offline"
-
-
-def _has_key(hosts: Iterable[str]) -> bool:
-    """Whether the environment, or the netrc file for one of the hosts, holds a key."""
-    if any(os.environ.get(variable) for variable in KEY_VARIABLES):
-        return True
-    try:
-        entries = netrc(os.environ.get("NETRC") or Path.home() / ".netrc")
-    except (OSError, NetrcParseError):
-        return False
-    return any(entry and entry[2] for entry in map(entries.authenticators, hosts))
-
-
-def _answers(url: str, seconds: float = 2.0) -> bool:
-    """Whether an HTTP server answers at all, through the proxy if there is one, within so many seconds, its name's look-up included."""
-    answers: list[bool] = []
-
-    def ask() -> None:
-        try:
-            urlopen(Request(url, method="HEAD"), timeout=seconds).close()
-        except HTTPError:
-            answers.append(True)
-        except OSError:
-            answers.append(False)
-        else:
-            answers.append(True)
-
-    thread = Thread(target=ask, daemon=True)  # the look-up of a name has no timeout of its own
-    thread.start()
-    thread.join(seconds)
-    return bool(answers) and answers[0]
