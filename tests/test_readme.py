@@ -17,7 +17,9 @@ from hydra import compose, initialize_config_dir
 from zoo import CONF, composed
 
 README = (CONF.parent / "README.md").read_text(encoding="utf-8")
-COMMANDS = [line.partition("#")[0].strip() for line in re.findall(r"^\$ (lowerbound-train.*)$", README, re.MULTILINE)]
+SHELL = [line.partition("#")[0].strip() for line in re.findall(r"^\$ (.*)$", README, re.MULTILINE)]
+COMMANDS = [line for line in SHELL if line.startswith("lowerbound-train") and "resume=" not in line]
+COMMANDS += [re.sub(r".*(lowerbound-train|submit.sh)", "lowerbound-train", line) for line in SHELL if re.match("torchrun.*-train|sbatch", line)]
 COMMANDS += re.findall(r"`(lowerbound-train [^`]*=[^`]*)`", README)
 
 
@@ -28,7 +30,7 @@ def block(language: str, first: str) -> str:
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if "--config-dir" not in command])
 def test_every_command_composes(command: str) -> None:
-    words = [word for word in shlex.split(command)[1:] if not word.startswith("-")]
+    words = [word for word in shlex.split(command)[1:] if not re.match(r"-|\S+=(tag|choice)\(", word)]
     assert composed(*[re.sub(r"=([^\[{,]+),.*", r"=\1", word) for word in words]), "of a sweep, its first values"
 
 

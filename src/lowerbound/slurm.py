@@ -19,6 +19,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from lowerbound import preemption
 from lowerbound.devices import asked
 from lowerbound.errors import real
 from lowerbound.jobs import Job, jobs_of, names_of
@@ -53,6 +54,7 @@ class SlurmLauncher(Launcher):
         Raises:
             ValueError: submitit or SLURM is not there, or a job has another number of devices than tasks.
         """
+        preemption.uninstall()  # this process only waits: Ctrl-C ends it, and not the jobs
         jobs = jobs_of(self.context, self.config, job_overrides, initial_job_idx)
         for job in jobs:
             self._check(job.config.trainer)
