@@ -131,16 +131,17 @@ def test_validation_does_not_change_training() -> None:
     assert same(often.model, once.model)
 
 
-def test_a_resumed_fit_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path) -> None:
-    """From a checkpoint at the end of an epoch: weights, optimizer, average, loader, noise and schedules go on."""
+@pytest.mark.parametrize("limit", [None, 1])
+def test_a_resumed_fit_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path, limit: int | None) -> None:
+    """From a checkpoint at the end of an epoch, also of one cut short: weights, optimizer, average, loader, noise and schedules go on."""
 
     def fit() -> GradientFit:
         return GradientFit(small(), ELBO(Linear(steps=9)), ema=0.9, clip=1.0)
 
-    straight, log = fitted(fit(), max_epochs=4)
-    _, runner = fitted(fit(), max_epochs=2)
+    straight, log = fitted(fit(), max_epochs=4, limit_train_batches=limit)
+    _, runner = fitted(fit(), max_epochs=2, limit_train_batches=limit)
     runner.save_checkpoint(tmp_path / "last.ckpt")
-    resumed, other = fit(), trainer(max_epochs=4)
+    resumed, other = fit(), trainer(max_epochs=4, limit_train_batches=limit)
     other.fit(resumed, datamodule=InMemory(toy(), batch_size=8), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     assert same(straight, resumed)
     assert resumed.clock == straight.clock

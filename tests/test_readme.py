@@ -19,7 +19,9 @@ from zoo import CONF, composed
 README = (CONF.parent / "README.md").read_text(encoding="utf-8")
 SHELL = [line.partition("#")[0].strip() for line in re.findall(r"^\$ (.*)$", README, re.MULTILINE)]
 COMMANDS = [line for line in SHELL if line.startswith("lowerbound-train") and "resume=" not in line]
-COMMANDS += [re.sub(r".*(lowerbound-train|submit.sh)", "lowerbound-train", line) for line in SHELL if re.match("torchrun.*-train|sbatch", line)]
+COMMANDS += [
+    re.sub(r".*(lowerbound-train|submit.sh)", "lowerbound-train", line) for line in SHELL if re.match("torchrun.*-train|sbatch", line)
+]
 COMMANDS += re.findall(r"`(lowerbound-train [^`]*=[^`]*)`", README)
 
 

@@ -26,6 +26,7 @@ RUNS = {
     "vae, stopped early": (
         *NET,
         "trainer.max_epochs=12",
+        "trainer.limit_train_batches=3",
         "callbacks=early_stopping",
         "callbacks.early_stopping.patience=1",
         "fit.optimizer.lr=0.3",

@@ -28,7 +28,9 @@ def keep(fit: Fit, checkpoint: dict[str, Any]) -> None:
     checkpoint["seconds"] = fit.seconds
     checkpoint["remarks"] = list(fit.remarks)
     if isinstance(loader := trainer.train_dataloader, TensorBatches):
-        checkpoint["loader"] = loader.state_dict()
+        state = loader.state_dict()
+        cut_short = trainer.is_last_batch and state["taken"]  # by trainer.limit_train_batches
+        checkpoint["loader"] = {"epoch": state["epoch"] + 1, "taken": 0} if cut_short else state
     data = getattr(trainer, "datamodule", None)
     if isinstance(data, TensorDataModule):
         checkpoint["preparation"] = dict(data.prepare.state_dict())
