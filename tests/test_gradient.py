@@ -136,7 +136,7 @@ def test_a_resumed_fit_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path
     """From a checkpoint at the end of an epoch, also of one cut short: weights, optimizer, average, loader, noise and schedules go on."""
 
     def fit() -> GradientFit:
-        return GradientFit(small(), ELBO(Linear(steps=9)), ema=0.9, clip=1.0)
+        return GradientFit(small(), ELBO(Linear(steps=7)), ema=0.9, clip=1.0)
 
     straight, log = fitted(fit(), max_epochs=4, limit_train_batches=limit)
     _, runner = fitted(fit(), max_epochs=2, limit_train_batches=limit)
