@@ -10,13 +10,22 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import lowerbound  # isort: skip  before lightning, whose import it mends beside a CPU build of torch
 import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from torch.utils.data import DataLoader, TensorDataset
 
 import commands
 from lowerbound import preemption
+from lowerbound.callbacks import LastCheckpoint
 from lowerbound.cli import main
+from lowerbound.folder import read_checkpoint
+from lowerbound.gradient import GradientFit
+from worker_of_stops import StopAt
 
 SMALL = ("trainer.max_epochs=4", "network.encoder.sizes=[8]", "latent_dim=2", "~callbacks.pictures", "fit.steps_per_execution=2")
+QUIET = {"enable_model_summary": False, "enable_progress_bar": False, "num_sanity_val_steps": 0}
 STOPS = "+callbacks.stop={_target_:worker_of_stops.StopAt,steps:[13,40]}"
 
 
@@ -87,6 +96,29 @@ def test_wandb_is_not_told_again_of_what_it_was_told_before_a_kill(tmp_path: Pat
     second.finish({})
     steps = [record["history"]["item"]["_step"] for part in wandb_records(tmp_path) for record in part if record["type"] == "history"]
     assert steps == [10, 20, 20, 30]
+
+
+def test_a_loader_of_the_user_s_is_gone_on_with_from_the_end_of_an_epoch(tmp_path: Path) -> None:
+    """It stops at once all the same."""
+    table = torch.rand(40, 6, generator=torch.Generator().manual_seed(0))
+
+    def fit(stop: list[int], checkpoint: Path | None = None) -> tuple[GradientFit, Trainer]:
+        seed_everything(0, verbose=False)
+        fitted = GradientFit(lowerbound.autoencoder(6, 2, sizes=[8]))
+        callbacks = [StopAt(stop), LastCheckpoint(every_seconds=0)]
+        trainer = Trainer(accelerator="cpu", max_epochs=4, default_root_dir=tmp_path, callbacks=callbacks, logger=False, **QUIET)
+        loader = DataLoader(TensorDataset(table), batch_size=4, shuffle=False)
+        trainer.fit(fitted, loader, ckpt_path=checkpoint, weights_only=None if checkpoint is None else True)
+        return fitted, trainer
+
+    with pytest.raises(preemption.Stopped, match="after optimizer step 25"):
+        fit([25])
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 20
+    preemption.uninstall()
+    resumed, trainer = fit([], tmp_path / "last.ckpt")
+    assert trainer.global_step == 40
+    whole, _ = fit([])
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in resumed.state_dict().items())
 
 
 @pytest.mark.parametrize(("numbers", "code"), [((signal.SIGTERM,), 75), ((signal.SIGUSR2,), 75), ((signal.SIGINT,), 130)])

@@ -99,9 +99,12 @@ class LastCheckpoint(Checkpoint):
             rank_zero_only(print)(f"going on after optimizer step {trainer.global_step}", flush=True)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save and stop between blocks; not where a validation follows, which a resumed run would not repeat."""
-        if isinstance(trainer.train_dataloader, TensorBatches) and not _validates_next(trainer, batch_idx):
-            self._save_or_stop(trainer)
+        """Save and stop between blocks; not where a validation follows, which a resumed run would not repeat.
+
+        A loader of the user's does not know its place within an epoch: it is begun again from the last end of one.
+        """
+        if not _validates_next(trainer, batch_idx):
+            self._save_or_stop(trainer, is_resumable=isinstance(trainer.train_dataloader, TensorBatches))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save and stop after the epoch's validation."""
@@ -123,11 +126,11 @@ class LastCheckpoint(Checkpoint):
         preemption.install()
         self._stop(trainer, _agreed(trainer, [bool(preemption.received())])[0])
 
-    def _save_or_stop(self, trainer: Trainer) -> None:
+    def _save_or_stop(self, trainer: Trainer, is_resumable: bool = True) -> None:
         steps = trainer.global_step - max(self._saved_step, 0)
         due = monotonic() - self._saved_at >= self._pause or (self.every_n_steps is not None and steps >= self.every_n_steps)
         stop, due = _agreed(trainer, [bool(preemption.received()), due])
-        if stop or due:
+        if is_resumable and (stop or due):
             self._save(trainer)
         self._stop(trainer, stop)
 
