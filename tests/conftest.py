@@ -24,3 +24,13 @@ def data_root() -> Path:
     if not (root / "MNIST" / "raw").is_dir():
         pytest.skip(f"no MNIST in {root}: set LOWERBOUND_DATA to the folder that has it")
     return root.resolve()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that take longest come first: at the end one process would be at them, and the others would wait."""
+    slow = ("slurm", "process")
+    place: dict[Path, int] = {}
+    for item in items:
+        own = min((slow.index(mark.name) for mark in item.iter_markers() if mark.name in slow), default=len(slow))
+        place[item.path] = min(own, place.get(item.path, own))
+    items.sort(key=lambda item: place[item.path])

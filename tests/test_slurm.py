@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slurm
 TRAIN = Path(sys.executable).parent / "lowerbound-train"
 LAUNCHER = ("-m", "hydra/launcher=slurm", "hydra.launcher.every_seconds=1", "hydra.launcher.cpus_per_task=2")
 QUICK = ("latent_dim=2", "network.encoder.sizes=[16]", "~callbacks.pictures", "trainer.check_val_every_n_epoch=100")
-LONG = (*QUICK, "trainer.max_epochs=300")
+LONG = (*QUICK, "trainer.max_epochs=200")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,9 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     if missing or os.geteuid() != 0:
         pytest.skip(f"needs root and the packages slurmd slurmctld slurm-client munge: there is no {' and no '.join(missing) or 'root'}")
     folder = Path(f"/tmp/slurm_of_{os.getpid()}")  # a short path: the sockets' names may not be long
-    started = subprocess.run([SCRIPTS / "start-slurm.sh", folder], capture_output=True, text=True, timeout=60)
+    started = subprocess.run(
+        [SCRIPTS / "start-slurm.sh", folder], capture_output=True, text=True, timeout=60, env=os.environ | {"SLURM_TEST_KILLWAIT": "10"}
+    )
     assert started.returncode == 0, started.stderr
     settings = dict(word.split("=", 1) for line in started.stdout.splitlines() if line.startswith("export ") for word in line.split()[1:])
     path = f"{TRAIN.parent}:{os.environ['PATH']}"
@@ -141,11 +143,11 @@ def test_a_sweep_survives_a_preemption_and_a_time_limit(slurm: dict[str, str], s
 
 
 def test_runs_of_two_tasks_on_one_node_and_on_two_are_requeued_too(slurm: dict[str, str], shell: Shell, tmp_path: Path) -> None:
-    many = ("trainer=ddp", "trainer.accelerator=cpu", *QUICK, "trainer.max_epochs=500")
+    many = ("trainer=ddp", "trainer.accelerator=cpu", *QUICK, "trainer.max_epochs=300", "callbacks.last.every_seconds=1")
     nodes = {"one": ("trainer.devices=2",), "two": ("trainer.devices=1", "trainer.num_nodes=2")}
     commands = {name: begin(tmp_path, slurm, *LAUNCHER, *many, *words, f"sweep={name}", "seed=12345") for name, words in nodes.items()}
     for name in nodes:
-        wait_for(lambda name=name: list((tmp_path / "outputs" / name).glob("*/metrics.csv")))
+        wait_for(lambda name=name: list((tmp_path / "outputs" / name).glob("*/last.ckpt")))
         shell("scontrol", "requeue", job_of(folder_of(tmp_path / "outputs" / name, "12345")))
     for name, command in commands.items():
         out, _ = command.communicate(timeout=150)
@@ -162,7 +164,7 @@ def test_one_job_without_hydra_s_launcher(slurm: dict[str, str], shell: Shell, t
     """Requeued from outside it goes on; cancelled it stays so, and another job goes on with its folder."""
     number = shell("sbatch", "--parsable", SCRIPTS / "submit.sh", *LONG).strip()
     folder = tmp_path / "outputs" / "slurm" / number
-    wait_for(lambda: (folder / "metrics.csv").exists())
+    wait_for(lambda: (folder / "metrics.csv").exists() and (folder / "metrics.csv").read_text())
     shell("scontrol", "requeue", number)
     log = tmp_path / f"lowerbound-{number}.log"
     wait_for(lambda: "going on after" in log.read_text())

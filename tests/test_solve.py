@@ -295,12 +295,14 @@ def test_rows_on_a_plane_are_fitted_at_the_floor_and_said_so(method: str) -> Non
 
 @pytest.mark.parametrize("method", ["eigen", "svd"])
 def test_a_resumed_fit_has_the_bits_of_an_uninterrupted_one(tmp_path: Path, method: str) -> None:
-    """The one epoch that there is done, there is nothing left to do."""
+    """The one epoch that there is done, there is nothing left to do, and nothing is."""
     fit = ClosedFormFit(model_of(), method)
     runner = fitted(fit)
     runner.save_checkpoint(tmp_path / "last.ckpt")
     resumed, again = ClosedFormFit(model_of(seed=3), method), trainer()
     again.fit(resumed, datamodule=InMemory(toy(), batch_size=8), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert again.global_step == 1
+    again.validate(resumed, datamodule=InMemory(toy(), batch_size=8), verbose=False)
     assert again.callback_metrics["val/log_evidence"] == runner.callback_metrics["val/log_evidence"]
     assert same(fit.model, resumed.model)
 

@@ -23,8 +23,8 @@ import wandb
 from lightning.pytorch import Callback, Trainer, seed_everything
 from PIL import Image
 
+import lowerbound.connection as connection
 import lowerbound.models as models
-import lowerbound.tracking as tracking
 from lowerbound.callbacks import LastCheckpoint, Pictures
 from lowerbound.data import InMemory
 from lowerbound.gradient import GradientFit
@@ -264,7 +264,7 @@ def test_a_key_without_a_network_costs_two_seconds_at_most(tmp_path: Path, machi
     machine.setenv("WANDB_API_KEY", "0" * 40)
     machine.setenv("WANDB_BASE_URL", closed_address())
     assert WandB(tmp_path).mode == "offline"
-    machine.setattr(tracking, "urlopen", hang)
+    machine.setattr(connection, "urlopen", hang)
     started = perf_counter()
     assert WandB(tmp_path).mode == "offline"
     assert perf_counter() - started < 3  # two seconds and a slow machine
