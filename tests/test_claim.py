@@ -51,6 +51,9 @@ def test_another_configuration_is_refused_with_its_differences(run: Path, comman
     assert "name=" in third
     assert contents(run).keys() == before.keys(), "above all no failure.txt"
     assert command("resume=run", "fit.optimizer.lr=1")[0] == 2
+    assert command("resume=run", "+nothing=1")[0] == 2
+    assert command("resume=run")[0] == 0, "what was refused has left no trace"
+    assert not (run / "failure.txt").exists()
 
 
 def test_two_processes_do_not_share_a_folder(command: Command, tmp_path: Path) -> None:
@@ -61,9 +64,26 @@ def test_two_processes_do_not_share_a_folder(command: Command, tmp_path: Path) -
         code, _, err = command(*SMALL, "hydra.run.dir=run")
         assert code == 2
         assert "run is being written by process " in err
-        assert not (folder / "failure.txt").exists()
+        assert command(*SMALL, "hydra.run.dir=run", "+nothing=1")[0] == 2
+        assert not (folder / "failure.txt").exists(), "nobody says of a run of another process that it has failed"
     assert not is_claimed(folder)
     assert command(*SMALL, "hydra.run.dir=run")[0] == 0
+
+
+def test_what_has_failed_and_then_finished_has_not_failed(run: Path, command: Command) -> None:
+    (run / "results.json").unlink()
+    (run / "report.html").unlink()
+    (run / "failure.txt").write_text("OSError: no space left\n")
+    (run / "evaluation.json").write_text("{}")
+    assert command("resume=run")[0] == 0
+    assert {"results.json", "report.html"} <= set(contents(run))
+    assert not {"failure.txt", "evaluation.json"} & set(contents(run))
+
+
+def test_a_report_that_is_missing_is_written(run: Path, command: Command) -> None:
+    (run / "report.html").unlink()
+    assert command("resume=run")[0] == 0
+    assert (run / "report.html").exists()
 
 
 @pytest.mark.parametrize("spoilt", [("last.ckpt",), ("last.ckpt", "last.ckpt.prev")])

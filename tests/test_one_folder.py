@@ -55,7 +55,7 @@ def test_what_torchrun_starts_has_one_folder(tmp_path: Path) -> None:
     folder = one_folder(tmp_path)
     assert json.loads((folder / "results.json").read_text())["devices"] == 2
     assert {path.name for path in folder.iterdir()} == {
-        *(".hydra", "config.yaml", "metrics.csv", "results.json", "report.html", "weights.ckpt", "last.ckpt", ".lock"),
+        *(".hydra", "config.yaml", "metrics.csv", "results.json", "report.html", "weights.ckpt", "last.ckpt", ".lock", "overrides.yaml"),
         *(["figures"] if (folder / "figures").is_dir() else []),
     }
     assert list(OmegaConf.load(folder / ".hydra" / "overrides.yaml")) == [*RUN, *TWO_RANKS, NOTE]

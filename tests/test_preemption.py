@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import lowerbound  # isort: skip  before lightning, whose import it mends beside a CPU build of torch
 import pytest
@@ -22,6 +23,7 @@ from lowerbound.callbacks import LastCheckpoint
 from lowerbound.cli import main
 from lowerbound.folder import read_checkpoint
 from lowerbound.gradient import GradientFit
+from lowerbound.slurm import SlurmLauncher
 from worker_of_stops import StopAt
 
 SMALL = ("trainer.max_epochs=4", "network.encoder.sizes=[8]", "latent_dim=2", "~callbacks.pictures", "fit.steps_per_execution=2")
@@ -121,6 +123,45 @@ def test_a_loader_of_the_user_s_is_gone_on_with_from_the_end_of_an_epoch(tmp_pat
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in resumed.state_dict().items())
 
 
+def test_wandb_s_end_is_not_the_run_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from lowerbound.tracking import WandB
+
+    def killed(*_: object, **__: object) -> None:
+        raise ConnectionError("its process is gone")
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger = WandB(tmp_path)
+    logger.log_metrics({"val/elbo": -2.0}, 10)
+    run = logger.experiment
+    monkeypatch.setattr(run, "log", killed)
+    for step in (20, 30):
+        logger.log_metrics({"val/elbo": -2.0}, step)
+    logger.finish({})
+    assert capsys.readouterr().err.count("nothing more is told") == 1
+    run.finish()
+
+
+def test_the_id_of_wandb_is_there_before_anything_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lowerbound.tracking import WandB
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert WandB(tmp_path).version == WandB(tmp_path).version
+
+
+SQUEUE = """#!/bin/sh
+echo asked >> "$(dirname "$0")/asked"
+[ $(wc -l < "$(dirname "$0")/asked") -gt 2 ] || exit 1
+echo 5_0 5_1
+"""
+
+
+def test_nothing_is_concluded_from_a_queue_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "squeue").write_text(SQUEUE)
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert SlurmLauncher(every_seconds=0.01)._queue() == {"5_0", "5_1"}
+
+
 @pytest.mark.parametrize(("numbers", "code"), [((signal.SIGTERM,), 75), ((signal.SIGUSR2,), 75), ((signal.SIGINT,), 130)])
 def test_the_exit_code_says_what_stopped_it(numbers: tuple[int, ...], code: int) -> None:
     preemption.install()
@@ -138,10 +179,16 @@ def test_a_second_interrupt_does_not_wait() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_without_its_checkpoint_a_run_is_stopped_as_any_program(command) -> None:
-    """Nobody would look at the flag."""
-    assert command(*SMALL, "~callbacks.last", "hydra.run.dir=run")[0] == 0
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+def test_a_second_interrupt_ends_with_its_own_code_and_no_failure(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(config: object) -> float:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        return 0.0
+
+    monkeypatch.setitem(sys.modules, "lowerbound.run", SimpleNamespace(train=interrupted))
+    code, _, err = command("hydra.run.dir=run")
+    assert code == preemption.INTERRUPTED, err
+    assert not (tmp_path / "run" / "failure.txt").exists()
 
 
 SCONTROL = """#!/bin/sh
@@ -158,6 +205,8 @@ exit 0
         ("COMPLETING", signal.SIGTERM, False),
         ("COMPLETING", signal.SIGUSR2, True),
         ("RUNNING", signal.SIGINT, False),
+        ("RUNNING", 0, True),  # another process of the run was told
+        ("COMPLETING", 0, False),
     ],
 )
 def test_a_job_that_was_warned_is_requeued_and_one_that_was_cancelled_is_not(
@@ -168,7 +217,8 @@ def test_a_job_that_was_warned_is_requeued_and_one_that_was_cancelled_is_not(
     for name, value in {"PATH": f"{tmp_path}:{os.environ['PATH']}", "STATE": state, "SLURM_JOB_ID": "7"}.items():
         monkeypatch.setenv(name, value)
     preemption.install()
-    os.kill(os.getpid(), number)
+    if number:
+        os.kill(os.getpid(), number)
     preemption.requeue()
     asked = (tmp_path / "asked").read_text().splitlines() if (tmp_path / "asked").exists() else []
     assert ("requeue 7" in asked) == asks

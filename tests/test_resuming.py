@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+import signal
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lowerbound  # isort: skip  before lightning, whose import it mends beside a CPU build of torch
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 import worker_of_kills
+from lowerbound import resuming
 from lowerbound.folder import read_checkpoint
+from lowerbound.gradient import GradientFit
 
 pytestmark = pytest.mark.process
 
@@ -32,6 +37,12 @@ RUNS = {
         "fit.optimizer.lr=0.3",
         "objective=iwae",
         "likelihood=gaussian",
+    ),
+    "vae, validated within epochs": (
+        *NET,
+        "trainer.max_epochs=3",
+        "trainer.check_val_every_n_epoch=null",
+        "+trainer.val_check_interval=3",
     ),
     "em": ("model=factor_analysis", "fit=em", "trainer.max_epochs=8", "fit.steps_per_execution=3", "fit.tolerance=0"),
     "em of a mixture": ("model=mixture", "trainer.max_epochs=12", "latent_dim=5"),
@@ -160,3 +171,19 @@ def test_two_ranks_of_which_one_is_killed_end_as_two_that_were_not(name: str, pr
         assert process.exitcode == 0, (tmp_path / "cut.log").read_text()
     assert "going on after optimizer step" in (tmp_path / "cut.log").read_text()
     assert_equal(left(cut), left(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_without_its_checkpoint_a_run_is_stopped_as_any_program(number: int, processes: Any, tmp_path: Path) -> None:
+    """By the signal, and not with 0."""
+    stop = f"+callbacks.stop={{_target_:worker_of_stops.StopAt,steps:[13],number:{int(number)}}}"
+    process = start(processes, tmp_path / "run", (*NET, "trainer.max_epochs=3", stop, "~callbacks.last"))
+    process.join(60)
+    assert process.exitcode == -number
+
+
+def test_a_run_of_two_processes_is_not_gone_on_with_in_one() -> None:
+    fit = GradientFit(lowerbound.autoencoder(4, 2, sizes=[4]))
+    fit.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(ValueError, match="of a run in 2 process\\(es\\), and there are 1"):
+        resuming.take(fit, {"ranks": [{}, {}]})

@@ -163,7 +163,8 @@ def _validates_next(trainer: Trainer, batch_idx: int) -> bool:
     """Whether a validation may follow this block: at the end of an epoch or of the run, or at an interval within the epoch."""
     has_ended = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
     interval = trainer.val_check_batch
-    return trainer.is_last_batch or has_ended or (interval is not None and (batch_idx + 1) % interval == 0)
+    counted = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx  # as Lightning counts
+    return trainer.is_last_batch or has_ended or (interval is not None and (counted + 1) % interval == 0)
 
 
 @final

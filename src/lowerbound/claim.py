@@ -50,6 +50,8 @@ def _locked(file: IO[str], seconds: float = 1.0) -> bool:
             if monotonic() > end:
                 return False
             sleep(0.05)
+        except OSError:  # a file system without locks, on which two processes cannot be told apart
+            return True
         else:
             return True
 
@@ -64,6 +66,8 @@ def is_claimed(folder: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
+        except OSError:
+            return False
     return False
 
 
@@ -98,5 +102,7 @@ def finished(folder: Path) -> float | None:
 def checkpoint_of(folder: Path) -> tuple[Path | None, list[str]]:
     """The checkpoint to go on from, None to begin; and remarks on damaged ones."""
     found, complaints = newest_whole(folder / LAST)
+    if found not in (None, folder / LAST) and (folder / LAST).exists():
+        (folder / LAST).replace(folder / f"{LAST}.damaged")  # else the next one written would take the place of the whole one
     going_on = f"going on from {found}" if found else "beginning again"
     return found, [f"{complaint}; {going_on}" for complaint in complaints]

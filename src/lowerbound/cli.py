@@ -116,7 +116,7 @@ def _resumed(words: Sequence[str]) -> list[str]:
     if {"-m", "--multirun"} & set(words):
         raise ValueError(f"resume={folder} goes on with one run; a sweep goes on by itself: give its command again, with sweep=NAME")
     others = [word for word in words if not word.startswith("resume=")]
-    return [*overrides, "hydra.mode=RUN", f"hydra.run.dir={quoted(folder)}", *others]
+    return [*overrides, "hydra.mode=RUN", "hydra.output_subdir=null", f"hydra.run.dir={quoted(folder)}", *others]
 
 
 def short(overrides: str, limit: int = 100) -> str:
@@ -145,6 +145,8 @@ def _task(cfg: DictConfig, command: Command) -> object:
             print("\n".join(filter(None, [str(stop), preemption.requeue()])), file=sys.stderr)
         raise SystemExit(stop.exit_code) from stop
     except BaseException as error:
+        if command == TRAIN and isinstance(error, KeyboardInterrupt | SystemExit) and preemption.received():  # a second Ctrl-C
+            raise SystemExit(Stopped().exit_code) from error
         if command == TRAIN and is_first() and not isinstance(error, OccupiedError):
             _note_failure(error)
         if not isinstance(error, USER_ERRORS) or cfg.debug or HydraConfig.get().mode is not RunMode.RUN:
@@ -176,10 +178,11 @@ def check_value(value: object) -> object:
 
 def _note_failure(error: BaseException) -> None:
     """Let the run folder say why it has no results; one that has finished has them, whatever is asked of it later."""
+    from lowerbound.claim import is_claimed
     from lowerbound.folder import FAILURE, RESULTS
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if isinstance(error, NonFiniteError) or not (folder / RESULTS).exists():
+    if not is_claimed(folder) and (isinstance(error, NonFiniteError) or not (folder / RESULTS).exists()):
         (folder / FAILURE).write_text(f"{type(error).__name__}: {error}\n", encoding="utf-8")
 
 

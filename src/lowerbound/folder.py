@@ -3,6 +3,7 @@
     config.yaml    the resolved configuration       weights.ckpt   the best weights, by the model's monitor
     last.ckpt      everything, to go on from        metrics.csv    a row for each validation
     results.json   the final numbers                figures/       pictures
+    overrides.yaml   the words of the command line
     evaluation.json  the evidence with error bars, if it was asked for
     report.html    all of that as one page        failure.txt    why there are no results, if the run failed
 
@@ -29,7 +30,8 @@ EVALUATION, REPORT, FAILURE = "evaluation.json", "report.html", "failure.txt"
 CURVE, COLLAPSE = "importance_weighted_curve.png", "collapse.png"  # the pictures of an evaluation
 SWEEP = "multirun.yaml"  # Hydra's own note, in a sweep's folder, of what it is over
 STUDY = "optuna.db"  # the trials of a search, in its sweep's folder
-OVERRIDES = Path(".hydra") / "overrides.yaml"
+OVERRIDES = Path(".hydra") / "overrides.yaml"  # of whatever command was last given for the folder
+WORDS = "overrides.yaml"  # of the command that the folder is of
 
 
 def existing(folder: str | Path, name: str) -> Path:
@@ -66,6 +68,7 @@ def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:
     """Write `results.json`: whole, or not at all."""
+    (folder / FAILURE).unlink(missing_ok=True)
     write_whole(folder / RESULTS, json.dumps(results, indent=2) + "\n")
 
 
@@ -99,8 +102,8 @@ def begin(folder: Path) -> None:
 
 
 def read_overrides(folder: Path) -> list[str] | None:
-    """The ``key=value`` words of the command line that made a run folder, or None where Hydra did not keep them."""
-    path = folder / OVERRIDES
+    """The ``key=value`` words of the command line that made a run folder, or None where they are not kept."""
+    path = folder / WORDS if (folder / WORDS).is_file() else folder / OVERRIDES
     return [str(line) for line in OmegaConf.load(path)] if path.is_file() else None
 
 

@@ -17,9 +17,11 @@ from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from lowerbound import preemption
 from lowerbound.devices import started
 
 LOG = "output.log"
+ADVICE = "debug=true shows the whole traceback."  # which ends what a command says
 OF_THE_SWEEP = re.compile(r"[+~]*hydra([./](launcher|sweeper)|\.(mode|run|sweep|output_subdir))\b")  # words that are not for its runs
 OF_TORCHRUN = re.compile(r"^E\d{4} .*torch/distributed/elastic", re.MULTILINE)  # where its own account of a failure begins
 
@@ -55,7 +57,7 @@ class Job:
         path, log = self.folder / FAILURE, self.folder / LOG
         said = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
         text = log.read_bytes()[self.logged :].decode(errors="replace") if log.is_file() else ""
-        written = [line.strip() for line in OF_TORCHRUN.split(text)[0].splitlines() if line.strip()]
+        written = [line.strip() for line in OF_TORCHRUN.split(text)[0].splitlines() if line.strip() and line.strip() != ADVICE]
         return said.partition("\n")[0] or (written[-1] if written else f"exit code {code}")
 
     def value(self) -> float | None:
@@ -77,8 +79,13 @@ def jobs_of(context: HydraContext, config: DictConfig, job_overrides: Sequence[S
     """The jobs of a sweep, numbered from `first`.
 
     Raises:
-        ValueError: torchrun or srun has started several of this process, or this is no sweep of trainings.
+        ValueError: torchrun or srun has started several of this process, this is no sweep of trainings, or a folder is another
+            configuration's.
+        SystemExit: the sweep was told to stop before it began.
     """
+    if preemption.received():
+        raise SystemExit(preemption.Stopped().exit_code)
+    preemption.uninstall()  # this process only waits
     setup_globals()
     launcher, (_, world) = config.hydra.runtime.choices["hydra/launcher"], started()
     if world > 1:
@@ -115,12 +122,8 @@ def _job(context: HydraContext, config: DictConfig, number: int, overrides: list
 
 def _is_done(config: DictConfig, folder: Path) -> bool:
     from lowerbound import claim  # here, so that help and a typo need not wait for torch
-    from lowerbound.errors import OccupiedError
 
-    try:
-        claim.require_same(folder, _without_hydra(config))
-    except OccupiedError:  # which the job itself will say
-        return False
+    claim.require_same(folder, _without_hydra(config))
     return claim.finished(folder) is not None
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from types import FrameType
 from typing import final
 
@@ -43,7 +42,7 @@ class Notice:
             raise KeyboardInterrupt
         self.received.add(signal.Signals(number))
         if number == signal.SIGINT:
-            os.write(sys.stderr.fileno(), b"\nstopping when the block in flight ends; Ctrl-C again stops at once\n")
+            os.write(2, b"\nstopping when the block in flight ends; Ctrl-C again stops at once\n")
 
 
 def install() -> None:
@@ -69,10 +68,10 @@ def requeue() -> str | None:
     """Ask SLURM to start this job again, if it was warned; what to tell the user, or None outside of SLURM.
 
     A job that is warned, of its time limit or of a preemption, is still running. One that is ending already was cancelled, and is to
-    end, or was requeued from outside. Ctrl-C in an interactive job ends it.
+    end, or was requeued from outside. Ctrl-C in an interactive job ends it. The signal may have come to another process of the run.
     """
     job = _job()
-    if job is None or received() <= {signal.SIGINT}:
+    if job is None or received() == {signal.SIGINT}:
         return None
     state = _state(job)
     if state != "RUNNING" and not received() & WARNINGS:

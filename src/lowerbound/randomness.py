@@ -23,7 +23,7 @@ def set_generator_states(states: States) -> None:
     """Put the generators back into those states."""
     torch.set_rng_state(states["cpu"][0])
     if states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"])
+        torch.cuda.set_rng_state_all(states["cuda"][: torch.cuda.device_count()])
 
 
 def process_states() -> dict[str, Any]:

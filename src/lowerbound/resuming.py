@@ -48,6 +48,7 @@ def take(fit: Fit, checkpoint: dict[str, Any]) -> dict[str, Any]:
             "go on with as many as before"
         )
     fit.seconds_before = checkpoint["seconds"]
+    fit.rows_seen = checkpoint["ranks"][fit.global_rank]["rows_seen"]
     fit.clock, fit.remarks = Step(*checkpoint["clock"]), list(checkpoint["remarks"])
     checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)  # it would hand out the old epoch again
     return {name: checkpoint[name] for name in ("ranks", "loader", "has_ended") if name in checkpoint}
@@ -62,6 +63,5 @@ def put_back(fit: Fit, kept: dict[str, Any]) -> None:
     fit.train_means.reset()
     if count:
         fit.train_means.update(total.to(fit.device), count)
-    fit.rows_seen = mine["rows_seen"]
     trainer.should_stop = kept["has_ended"]  # else a run that ended by itself would take another epoch
     set_process_states(mine["generators"])

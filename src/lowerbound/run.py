@@ -120,6 +120,8 @@ def _train(config: DictConfig, folder: Path) -> float:
     claim.require_same(folder, config)
     if (value := claim.finished(folder)) is not None:
         rank_zero_only(print)(f"{os.path.relpath(folder)} has finished: nothing to run")
+        if not (folder / files.REPORT).is_file():  # it was killed before it had written one
+            rank_zero_only(write_report)(folder)
         return value
     rank_zero_only(files.begin)(folder)
     check_trainer(config.trainer)
@@ -128,6 +130,7 @@ def _train(config: DictConfig, folder: Path) -> float:
     trainer = make_trainer(config, folder)
     if trainer.is_global_zero:
         files.write_whole(folder / files.CONFIG, OmegaConf.to_yaml(config, resolve=True))
+        files.write_whole(folder / files.WORDS, OmegaConf.to_yaml(HydraConfig.get().overrides.task))
     log_config(trainer, config)
     try:
         fit_from(_checkpoint(folder), trainer, fit, data)
@@ -193,7 +196,7 @@ def make_trainer(config: DictConfig, folder: Path) -> Trainer:
         plugins.append(SLURMEnvironment(auto_requeue=False))  # `preemption` asks for that, once the checkpoint is written
     if not any(isinstance(callback, LastCheckpoint) for callback in callbacks):
         preemption.uninstall()  # nobody would look at what the handler has noted
-    return instantiate(
+    trainer: Trainer = instantiate(
         config.trainer,
         default_root_dir=str(folder),
         callbacks=callbacks,
@@ -201,6 +204,9 @@ def make_trainer(config: DictConfig, folder: Path) -> Trainer:
         enable_progress_bar=watched,
         plugins=plugins,
     )
+    # Lightning's handler of SIGTERM ends a run with exit code 0, and hangs several processes of which one was told.
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    return trainer
 
 
 def log_config(trainer: Trainer, config: DictConfig) -> None:

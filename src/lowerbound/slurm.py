@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import sleep
 from typing import Any, final
@@ -19,7 +19,6 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from lowerbound import preemption
 from lowerbound.devices import asked
 from lowerbound.errors import real
 from lowerbound.jobs import Job, jobs_of, names_of
@@ -54,19 +53,16 @@ class SlurmLauncher(Launcher):
         Raises:
             ValueError: submitit or SLURM is not there, or a job has another number of devices than tasks.
         """
-        preemption.uninstall()  # this process only waits: Ctrl-C ends it, and not the jobs
         jobs = jobs_of(self.context, self.config, job_overrides, initial_job_idx)
         for job in jobs:
             self._check(job.config.trainer)
-        there = _queue() or {}
+        there = self._queue()
         missing = [job for job in jobs if not job.is_done and _number(job) not in there]
         if missing:
             self._submit(missing)
         names, returns = names_of(jobs), dict[int, JobReturn]()
         for i in self._ended(jobs):
-            value = jobs[i].value()
-            if value is None:
-                self._note_end(jobs[i])
+            value = self._value(jobs[i])
             returns[i] = jobs[i].returned(int(value is None))
             _say(f"{names[i]}: {f'failed: {jobs[i].last_line(1)}' if value is None else f'finished with {value:.6g}'}")
             self.context.callbacks.on_job_end(config=jobs[i].config, job_return=returns[i])
@@ -104,30 +100,40 @@ class SlurmLauncher(Launcher):
         array = submitted[0].job_id.partition("_")[0]
         _say(f"submitted {len(jobs)} jobs as array {array}; Ctrl-C leaves them going, and the same command waits again")
 
-    def _note_end(self, job: Job) -> None:
-        """Let the folder of a job that could not say why it ended say where to look."""
+    def _value(self, job: Job) -> float | None:
+        """What a job that has left the queue ended with; None: it has failed, and its folder says why, or where to look."""
+        from lowerbound.claim import is_claimed
         from lowerbound.folder import FAILURE
 
+        if (value := job.value()) is None:
+            sleep(self.every_seconds)  # a folder on another machine may be seen late
+            value = job.value()
         path, number = job.folder / FAILURE, _number(job)
-        if not path.exists():
+        if value is None and not path.exists() and not is_claimed(job.folder):
             log = Path(self.config.hydra.sweep.dir) / LOGS
             path.write_text(f"job {number} has left the queue without results, as a cancelled one does: see {log}\n", encoding="utf-8")
+        return value
 
     def _ended(self, jobs: Sequence[Job]) -> Iterator[int]:
         """The numbers of the jobs, as they leave the queue; those that had finished come first."""
         waiting = list(range(len(jobs)))
-        unheard = 0
-        while True:
-            queue = _queue()
-            unheard = unheard + 1 if queue is None else 0
-            if unheard == UNHEARD:
-                _say("squeue does not answer; waiting for it")
-            for i in [] if queue is None else [i for i in waiting if _number(jobs[i]) not in queue]:
+        while waiting:
+            there = self._queue()
+            for i in [i for i in waiting if _number(jobs[i]) not in there]:
                 waiting.remove(i)
                 yield i
-            if not waiting:
-                return
+            if waiting:
+                sleep(self.every_seconds)
+
+    def _queue(self) -> set[str]:
+        """The jobs of this user that wait, run or are ending, once SLURM answers: without it nothing is known of them."""
+        unheard = 0
+        while (found := _queue()) is None:
+            unheard += 1
+            if unheard == UNHEARD:
+                _say("squeue does not answer; waiting for it")
             sleep(self.every_seconds)
+        return found
 
 
 def run(words: Sequence[str]) -> None:
@@ -143,16 +149,15 @@ def run(words: Sequence[str]) -> None:
         raise SystemExit(code)
 
 
-def _queue() -> Mapping[str, str] | None:
-    """The jobs of this user that wait, run or are ending, with their states; None: SLURM does not answer."""
+def _queue() -> set[str] | None:
+    """The jobs of this user; None: SLURM does not answer."""
     try:
-        answer = subprocess.run(["squeue", "--me", "--noheader", "--array", "--format=%i %T"], capture_output=True, text=True, timeout=60)
+        answer = subprocess.run(["squeue", "--me", "--noheader", "--array", "--format=%i"], capture_output=True, text=True, timeout=60)
     except FileNotFoundError:
         raise ValueError("hydra/launcher=slurm: there is no squeue here; on one machine choose hydra/launcher=local") from None
     except subprocess.TimeoutExpired:
         return None
-    lines = [line.split(maxsplit=1) for line in answer.stdout.splitlines() if line.strip()]
-    return None if answer.returncode else dict(lines)
+    return None if answer.returncode else set(answer.stdout.split())
 
 
 def _number(job: Job) -> str:

@@ -29,6 +29,9 @@ from lowerbound.runs import Run, read_runs
 class Summary(Callback):
     """The report of a sweep. A run that fails says why when it fails; the others go on, and the command ends with exit code 1."""
 
+    def __init__(self) -> None:
+        self._has_failed = False  # also of a run whose folder has the results of another one
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse runs of several processes before the first of them."""
         try:
@@ -50,11 +53,12 @@ class Summary(Callback):
             lines = (str(error) or type(error).__name__).splitlines()
             print("\n  ".join(["", *lines[:2], "debug=true shows the whole traceback."]).lstrip("\n"), file=sys.stderr)
         job_return.status, job_return.return_value = JobStatus.COMPLETED, None
+        self._has_failed = True
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write the report; exit code 1 if a run failed."""
         folder = Path(config.hydra.sweep.dir)
-        has_failed = any(run.results is None for run in read_runs(folder))
+        has_failed = self._has_failed or any(run.results is None for run in read_runs(folder))
         try:
             *_, finished, place = sweep_report.summarize(folder)
             print(f"{finished}\n{place}")

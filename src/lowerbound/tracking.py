@@ -10,7 +10,8 @@ import csv
 import json
 import math
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from shutil import rmtree
 from typing import Any, final
@@ -23,6 +24,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
 from lowerbound.connection import possible_mode, say_offline
+from lowerbound.devices import is_first
 from lowerbound.folder import SWEEP, read_json, write_whole
 from lowerbound.preemption import STOPPED
 
@@ -57,7 +59,7 @@ class MetricsFile(Callback):
         path = self._path(trainer)
         path.parent.mkdir(parents=True, exist_ok=True)
         known = path.read_text().splitlines(keepends=True)[: self.rows + 1] if self.rows and path.exists() else []
-        path.write_text("".join(known))
+        write_whole(path, "".join(known))
         self.rows = max(len(known) - 1, 0)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -124,8 +126,10 @@ class WandB(WandbLogger):
         options = _SETTINGS | {"silent": self.mode != "online"} | dict(settings or {})
         self._file = Path(save_dir) / TOLD
         told = (read_json(self._file) if self._file.is_file() else None) or {"id": secrets.token_hex(4), "step": 0}
-        self._id_kept, self._last_step = told["id"], told["step"]
-        kept: dict[str, Any] = {"id": self._id_kept, "resume": "allow", "group": group or _sweep(Path(save_dir)), "job_type": "train"}
+        self._run_id, self._last_step, self._is_lost = told["id"], told["step"], False
+        if is_first():
+            self._note()
+        kept: dict[str, Any] = {"id": self._run_id, "resume": "allow", "group": group or _sweep(Path(save_dir)), "job_type": "train"}
         super().__init__(name, save_dir, project=project, tags=list(tags), mode=self.mode, settings=options, **kept)
         self._wandb_init.pop("anonymous", None)  # wandb warns about it whatever its value
 
@@ -148,20 +152,38 @@ class WandB(WandbLogger):
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Tell of an optimizer step; of one before the last that was told of, nothing."""
         if step is None:
-            super().log_metrics(metrics)
-            return
-        if step < self._last_step:
-            return
-        if step > self._last_step or not self._file.exists():
+            self._tell(lambda: self.experiment.log(dict(metrics)))
+        elif step >= self._last_step:
             self._last_step = step
-            write_whole(self._file, json.dumps({"id": self._id_kept, "step": step}))
-        self.experiment.log({**metrics, "trainer/global_step": step}, step=step)
+            self._note()
+            self._tell(lambda: self.experiment.log({**metrics, "trainer/global_step": step}, step=step))
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] Lightning's takes a namespace too
+        """Tell of the configuration."""
+        self._tell(lambda: super(WandB, self).log_hyperparams(params))
+
+    def _tell(self, what: Callable[[], object]) -> None:
+        """Let W&B fail without the run: its own process may have been killed; `metrics.csv` has it all."""
+        if self._is_lost:
+            return
+        try:
+            what()
+        except Exception as error:
+            self._is_lost = True
+            print(f"W&B: nothing more is told, because of {type(error).__name__}: {error}", file=sys.stderr)
+
+    def _note(self) -> None:
+        write_whole(self._file, json.dumps({"id": self._run_id, "step": self._last_step}))
 
     @rank_zero_only
     def finish(self, summary: Mapping[str, float], exit_code: int = 0) -> None:
         """Add the final numbers to the summary and close the run, if it was started."""
         if self._experiment is None:
             return
+        self._tell(lambda: self._finish(summary, exit_code))
+
+    def _finish(self, summary: Mapping[str, float], exit_code: int) -> None:
         run = self.experiment
         if exit_code == STOPPED:
             run.mark_preempting()  # W&B shows it so, and not as failed
