@@ -107,10 +107,10 @@ def _resumed(words: Sequence[str]) -> list[str]:
     folders = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
     if not folders:
         return list(words)
-    from lowerbound.folder import CONFIG, read_overrides  # here, so that a typo need not wait for torch
+    from lowerbound.folder import CONFIG, WORDS, read_overrides  # here, so that a typo need not wait for torch
 
     folder = Path(folders[-1].strip("'\""))
-    overrides = read_overrides(folder)
+    overrides = read_overrides(folder, WORDS)
     if overrides is None or not (folder / CONFIG).is_file():
         raise ValueError(f"resume={folder}: that is no run folder; one looks like outputs/<name>/<date_time>")
     if {"-m", "--multirun"} & set(words):

@@ -101,9 +101,9 @@ def begin(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def read_overrides(folder: Path) -> list[str] | None:
+def read_overrides(folder: Path, name: str | Path = OVERRIDES) -> list[str] | None:
     """The ``key=value`` words of the command line that made a run folder, or None where they are not kept."""
-    path = folder / WORDS if (folder / WORDS).is_file() else folder / OVERRIDES
+    path = folder / name
     return [str(line) for line in OmegaConf.load(path)] if path.is_file() else None
 
 
