@@ -106,6 +106,7 @@ def test_a_loader_of_the_user_s_is_gone_on_with_from_the_end_of_an_epoch(tmp_pat
 
     def fit(stop: list[int], checkpoint: Path | None = None) -> tuple[GradientFit, Trainer]:
         seed_everything(0, verbose=False)
+        preemption.install()
         fitted = GradientFit(lowerbound.autoencoder(6, 2, sizes=[8]))
         callbacks = [StopAt(stop), LastCheckpoint(every_seconds=0)]
         trainer = Trainer(accelerator="cpu", max_epochs=4, default_root_dir=tmp_path, callbacks=callbacks, logger=False, **QUIET)

@@ -73,7 +73,7 @@ class BestWeights(ModelCheckpoint):
 @final
 class LastCheckpoint(Checkpoint):
     """`last.ckpt`: everything that is needed to go on, written after a block or an epoch when it is time, when a signal asks the run to
-    stop, and at its end.
+    stop (where `preemption.install` has been called, as the command does), and at its end.
 
     It is time `every_seconds`, and, if that is given, `every_n_steps` optimizer steps, after the last writing; a large one is written
     less often, so that by seconds it takes no more than a twentieth of the time (0 seconds: after every block). Nothing is written after
@@ -91,8 +91,7 @@ class LastCheckpoint(Checkpoint):
         self._saved_at, self._saved_step = monotonic(), -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen to signals: Lightning has just put its own handlers in the place."""
-        preemption.install()
+        """Begin to count, or say where the run goes on."""
         self._saved_at, self._saved_step = monotonic(), -1
         if trainer.ckpt_path:
             self._saved_step = trainer.global_step
@@ -116,14 +115,12 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen, and stop before a validation that is not part of training: that is done, and saved."""
-        preemption.install()
+        """Stop before a validation that is not part of training: that is done, and saved."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._stop(trainer, _agreed(trainer, [bool(preemption.received())])[0])
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen, and stop before the test."""
-        preemption.install()
+        """Stop before the test."""
         self._stop(trainer, _agreed(trainer, [bool(preemption.received())])[0])
 
     def _save_or_stop(self, trainer: Trainer, is_resumable: bool = True) -> None:

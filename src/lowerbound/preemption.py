@@ -46,7 +46,8 @@ class Notice:
 
 
 def install() -> None:
-    """Note the signals from now on; those noted before stay so. Lightning and submitit put handlers of their own in the place."""
+    """Note the signals from now on; those noted before stay so. submitit has put a handler of its own in the place before a run begins,
+    and Lightning is kept from it (`run.make_trainer`)."""
     handler = _installed() or Notice()
     for number in SIGNALS:
         signal.signal(number, handler)
