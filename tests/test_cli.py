@@ -1,6 +1,7 @@
 """The command line: what composes, what it answers, and with which exit code."""
 
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from lowerbound import cli
 from lowerbound.errors import NonFiniteError
 from lowerbound.explaining import explain
+from zoo import composed
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -262,6 +264,13 @@ def test_the_examples_of_the_help_compose(command: Command) -> None:
         answer = command(*example.split()[1:])
         assert answer.err == "", example
         assert answer.runs, example
+
+
+def test_the_sweeps_of_the_help_compose(command: Command) -> None:
+    lines = command("--help").out.partition("and searches\n")[2].partition("\n\n")[0].splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        assert composed(*[re.sub(",.*", "", word) for word in line.split()[1:] if not word.startswith("-")]), line
 
 
 @pytest.mark.process
