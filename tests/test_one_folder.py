@@ -68,7 +68,7 @@ def test_what_lightning_starts_has_one_folder_and_one_end(tmp_path: Path) -> Non
     (tmp_path / "noting.py").write_text(NOTING)
     process = begun(tmp_path, *COMMAND, *RUN, *TWO_RANKS, NOTE, "model=autoencoder", "trainer.max_epochs=-1")
     try:
-        until(lambda: list(tmp_path.glob("outputs/*/*/metrics.csv")))
+        until(lambda: all(path.is_file() and path.read_text() for path in (tmp_path / "rank_0", tmp_path / "rank_1")))
         one_folder(tmp_path)
         (second,) = [pid for pid in children(process.pid) if variables(pid).get("LOCAL_RANK") == "1"]
         os.kill(second, signal.SIGKILL)
