@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slurm
 TRAIN = Path(sys.executable).parent / "lowerbound-train"
 LAUNCHER = ("-m", "hydra/launcher=slurm", "hydra.launcher.every_seconds=1", "hydra.launcher.cpus_per_task=2")
 QUICK = ("latent_dim=2", "network.encoder.sizes=[16]", "~callbacks.pictures", "trainer.check_val_every_n_epoch=100")
+SLOW = "+callbacks.slow={_target_:worker_of_stops.Slow,seconds:0.03}"  # 24 seconds for 200 epochs
 LONG = (*QUICK, "trainer.max_epochs=200")
 
 
@@ -42,7 +43,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     settings = dict(word.split("=", 1) for line in started.stdout.splitlines() if line.startswith("export ") for word in line.split()[1:])
     path = f"{TRAIN.parent}:{os.environ['PATH']}"
     try:
-        yield {**os.environ, **settings, "OMP_NUM_THREADS": "1", "PATH": path}
+        yield {**os.environ, **settings, "OMP_NUM_THREADS": "1", "PATH": path, "PYTHONPATH": str(Path(__file__).parent)}
     finally:
         subprocess.run([SCRIPTS / "stop-slurm.sh", folder], timeout=120, check=True)
         shutil.rmtree(folder, ignore_errors=True)
@@ -98,7 +99,7 @@ def steps(text: str) -> tuple[list[str], list[str]]:
 def test_a_sweep_survives_a_preemption_and_a_time_limit(slurm: dict[str, str], shell: Shell, tmp_path: Path) -> None:
     """Four runs and one that fails, on two nodes: what the first waits for is a job of a higher partition, and time the second."""
     seeds = "fit.optimizer.lr=0.001,0.002,0.003,0.004,1e30"
-    words = (*LAUNCHER, *LONG, seeds, "sweep=mine", "hydra.launcher.signal_delay_s=112")
+    words = (*LAUNCHER, *LONG, SLOW, seeds, "sweep=mine", "hydra.launcher.signal_delay_s=112")
     command = begin(tmp_path, slurm, *words)
     sweep = tmp_path / "outputs" / "mine"
 
@@ -143,7 +144,7 @@ def test_a_sweep_survives_a_preemption_and_a_time_limit(slurm: dict[str, str], s
 
 
 def test_runs_of_two_tasks_on_one_node_and_on_two_are_requeued_too(slurm: dict[str, str], shell: Shell, tmp_path: Path) -> None:
-    many = ("trainer=ddp", "trainer.accelerator=cpu", *QUICK, "trainer.max_epochs=300", "callbacks.last.every_seconds=1")
+    many = ("trainer=ddp", "trainer.accelerator=cpu", *LONG, SLOW, "callbacks.last.every_seconds=1")
     nodes = {"one": ("trainer.devices=2",), "two": ("trainer.devices=1", "trainer.num_nodes=2")}
     commands = {name: begin(tmp_path, slurm, *LAUNCHER, *many, *words, f"sweep={name}", "seed=12345") for name, words in nodes.items()}
     for name in nodes:
@@ -162,7 +163,7 @@ def test_runs_of_two_tasks_on_one_node_and_on_two_are_requeued_too(slurm: dict[s
 
 def test_one_job_without_hydra_s_launcher(slurm: dict[str, str], shell: Shell, tmp_path: Path) -> None:
     """Requeued from outside it goes on; cancelled it stays so, and another job goes on with its folder."""
-    number = shell("sbatch", "--parsable", SCRIPTS / "submit.sh", *LONG).strip()
+    number = shell("sbatch", "--parsable", SCRIPTS / "submit.sh", *LONG, SLOW).strip()
     folder = tmp_path / "outputs" / "slurm" / number
     wait_for(lambda: (folder / "metrics.csv").exists() and (folder / "metrics.csv").read_text())
     shell("scontrol", "requeue", number)

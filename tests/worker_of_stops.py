@@ -1,9 +1,10 @@
-"""A callback that asks its own process to stop, as SLURM does."""
+"""Callbacks for runs that are stopped: one asks its own process to stop, as SLURM does, one takes its time."""
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,3 +24,13 @@ class StopAt(Callback):
         if any(self.before < step <= trainer.global_step for step in self.steps):
             os.kill(os.getpid(), self.number)
         self.before = trainer.global_step
+
+
+class Slow(Callback):
+    """A pause after every block, so that a run lasts as long on any machine."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        time.sleep(self.seconds)
