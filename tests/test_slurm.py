@@ -146,7 +146,8 @@ def test_a_sweep_survives_a_preemption_and_a_time_limit(slurm: dict[str, str], s
 def test_runs_of_two_tasks_on_one_node_and_on_two_are_requeued_too(slurm: dict[str, str], shell: Shell, tmp_path: Path) -> None:
     many = ("trainer=ddp", "trainer.accelerator=cpu", *LONG, SLOW, "callbacks.last.every_seconds=1")
     nodes = {"one": ("trainer.devices=2",), "two": ("trainer.devices=1", "trainer.num_nodes=2")}
-    commands = {name: begin(tmp_path, slurm, *LAUNCHER, *many, *words, f"sweep={name}", "seed=12345") for name, words in nodes.items()}
+    # With one CPU for each task both have room at the same time.
+    commands = {name: begin(tmp_path, slurm, *LAUNCHER[:-1], *many, *words, f"sweep={name}", "seed=12345") for name, words in nodes.items()}
     for name in nodes:
         wait_for(lambda name=name: list((tmp_path / "outputs" / name).glob("*/last.ckpt")))
         shell("scontrol", "requeue", job_of(folder_of(tmp_path / "outputs" / name, "12345")))
