@@ -5,11 +5,26 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
 
 from lowerbound.cli import main
+
+
+class Answer(NamedTuple):
+    """What a command line did: its exit code, what it wrote, and the configurations of the runs that it began."""
+
+    code: int
+    out: str
+    err: str
+    runs: list[DictConfig]
+
+
+Training = Callable[[DictConfig], float]
+Command = Callable[..., Answer]
 
 
 def train(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> int:

@@ -1,7 +1,11 @@
 """What the tests share."""
 
+import logging
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
@@ -9,8 +13,11 @@ os.environ.setdefault(
 
 import pytest
 import torch
+from omegaconf import DictConfig, OmegaConf
 
+import commands
 import lowerbound  # noqa: F401  before lightning: it mends torchvision's import where that is needed
+from lowerbound import cli
 
 torch.set_num_threads(1)
 
@@ -24,6 +31,29 @@ def data_root() -> Path:
     if not (root / "MNIST" / "raw").is_dir():
         pytest.skip(f"no MNIST in {root}: set LOWERBOUND_DATA to the folder that has it")
     return root.resolve()
+
+
+@pytest.fixture
+def without_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[commands.Command]:
+    """``lowerbound-train`` in an empty folder, as a function of its arguments and of what stands in for the training."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    handlers = list(logging.root.handlers)
+
+    def run(*arguments: str, train: commands.Training) -> commands.Answer:
+        runs: list[DictConfig] = []
+
+        def stand_in(cfg: DictConfig) -> float:
+            OmegaConf.resolve(cfg)
+            runs.append(cfg)
+            return train(cfg)
+
+        monkeypatch.setitem(sys.modules, "lowerbound.run", SimpleNamespace(train=stand_in))
+        return commands.Answer(*commands.called(cli.PROGRAM, cli.main, Path.cwd(), monkeypatch, capsys)(*arguments), runs)
+
+    monkeypatch.chdir(tmp_path)
+    yield run
+    logging.root.handlers = handlers
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -23,8 +23,8 @@ FLOORS = (
     " identities components circumstances report runs connection",
     "run",
     "__init__ sweep rungs ladder_linear_vae ladder_rows ladder_checks ladder evidence baselines evaluation prediction"
-    " latent_space summary sweep_report trials sweepers sweep_status jobs launcher",
-    "commands explaining cli slurm",
+    " latent_space summary sweep_report trials sweep_status jobs launcher",
+    "commands explaining sweepers cli slurm",
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names.split()}
 FILES = {".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in sorted(SOURCE.rglob("*.py"))}

@@ -1,18 +1,14 @@
 """The command line: what composes, what it answers, and with which exit code."""
 
-import logging
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import NamedTuple
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from commands import Answer, Command, Training
 from lowerbound import cli
 from lowerbound.errors import NonFiniteError
 from lowerbound.explaining import explain
@@ -21,46 +17,17 @@ from zoo import composed
 CONF = Path(__file__).parents[1] / "conf"
 
 
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-    runs: list[DictConfig]
-
-
-Command = Callable[..., Answer]
-
-
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
-    """The command line in this process and an empty folder, with a stand-in for the training: a function of the configuration."""
+def command(without_training: Command) -> Command:
+    """The command line, whose runs end at once."""
 
-    def run(*arguments: str, train: Callable[[DictConfig], float] = lambda cfg: 0.0) -> Answer:
-        runs: list[DictConfig] = []
+    def run(*arguments: str, train: Training = lambda cfg: 0.0) -> Answer:
+        return without_training(*arguments, train=train)
 
-        def stand_in(cfg: DictConfig) -> float:
-            OmegaConf.resolve(cfg)
-            runs.append(cfg)
-            return train(cfg)
-
-        monkeypatch.setitem(sys.modules, "lowerbound.run", SimpleNamespace(train=stand_in))
-        monkeypatch.setattr(sys, "argv", [cli.PROGRAM, *arguments])
-        try:
-            code = cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return Answer(code, *capsys.readouterr(), runs)
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    handlers = list(logging.root.handlers)
-    yield run
-    logging.root.handlers = handlers
-    GlobalHydra.instance().clear()
+    return run
 
 
-def fail(error: Exception) -> Callable[[DictConfig], float]:
+def fail(error: Exception) -> Training:
     def train(cfg: DictConfig) -> float:
         raise error
 
@@ -271,6 +238,16 @@ def test_the_sweeps_of_the_help_compose(command: Command) -> None:
     assert len(lines) == 3
     for line in lines:
         assert composed(*[re.sub(",.*", "", word) for word in line.split()[1:] if not word.startswith("-")]), line
+
+
+def test_a_launcher_of_the_users_own_begins_with_ours(command: Command, tmp_path: Path) -> None:
+    own = tmp_path / "conf" / "hydra" / "launcher" / "my_cluster.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("defaults: [slurm]\npartition: gpu\n")
+    answer = command("--config-dir", "conf", "hydra/launcher=my_cluster", "--cfg", "hydra", "--package", "hydra.launcher")
+    assert "_target_: hydra_plugins.lowerbound.SlurmLauncher" in answer.out, answer.err
+    assert "partition: gpu" in answer.out
+    assert "signal_delay_s: 120" in answer.out
 
 
 @pytest.mark.process

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import json
-import logging
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import NamedTuple
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from lowerbound import cli
+from commands import Answer, Command
 from lowerbound.runs import read_runs
 
 optuna = pytest.importorskip("optuna")
@@ -29,14 +25,6 @@ from lowerbound import trials  # noqa: E402  which imports it
 SEARCH = ("--multirun", "hydra/sweeper=optuna", "sweep=mine", "fit.optimizer.lr=interval(0.0, 1.0)", "latent_dim=choice(2,4,8)")
 
 
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-    runs: list[tuple[float, int]]
-
-
-Command = Callable[..., Answer]
 Stand = Callable[[int, float], float]
 
 
@@ -45,14 +33,11 @@ def value(number: int, lr: float) -> float:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
-    """The command line in an empty folder, with a stand-in for the training that returns a function of the trial's number and values."""
+def command(without_training: Command) -> Command:
+    """The command line, whose runs return a function of the trial's number and of the learning rate."""
 
     def run(*arguments: str, ends: Stand = value) -> Answer:
-        runs: list[tuple[float, int]] = []
-
-        def stand_in(cfg: DictConfig) -> float:
-            runs.append((cfg.fit.optimizer.lr, cfg.latent_dim))
+        def train(cfg: DictConfig) -> float:
             folder = Path(HydraConfig.get().runtime.output_dir)
             (folder / "failure.txt").unlink(missing_ok=True)
             OmegaConf.save(OmegaConf.create({"latent_dim": cfg.latent_dim}), folder / "config.yaml")
@@ -60,22 +45,9 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capt
             (folder / "results.json").write_text(json.dumps({"test/elbo": found}))
             return found
 
-        monkeypatch.setitem(sys.modules, "lowerbound.run", SimpleNamespace(train=stand_in))
-        monkeypatch.setattr(sys, "argv", [cli.PROGRAM, *arguments])
-        try:
-            code = cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        finally:
-            GlobalHydra.instance().clear()
-        return Answer(code, *capsys.readouterr(), runs)
+        return without_training(*arguments, train=train)
 
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    handlers = list(logging.root.handlers)
-    yield run
-    logging.root.handlers = handlers
+    return run
 
 
 def study_of(folder: Path) -> optuna.Study:
@@ -84,6 +56,10 @@ def study_of(folder: Path) -> optuna.Study:
 
 def states(folder: Path) -> list[str]:
     return [trial.state.name for trial in study_of(folder).trials]
+
+
+def begun_by(answer: Answer) -> list[tuple[float, int]]:
+    return [(cfg.fit.optimizer.lr, cfg.latent_dim) for cfg in answer.runs]
 
 
 def searched(folder: Path) -> list[tuple[float, int]]:
@@ -103,9 +79,9 @@ def test_a_search_maximises_what_a_run_returns(command: Command, tmp_path: Path)
     answer = command(*SEARCH, "hydra.sweeper.n_trials=4")
     assert answer.code == 0
     assert len(answer.runs) == 4
-    assert [trial.value for trial in study_of(tmp_path).trials] == [value(0, lr) for lr, _ in answer.runs]
-    best = max(answer.runs, key=lambda run: value(0, run[0]))
-    assert f"best: trial {answer.runs.index(best)}, {value(0, best[0]):.6g} with fit.optimizer.lr={best[0]} latent_dim=" in answer.out
+    assert [trial.value for trial in study_of(tmp_path).trials] == [value(0, lr) for lr, _ in begun_by(answer)]
+    best = max(begun_by(answer), key=lambda run: value(0, run[0]))
+    assert f"best: trial {begun_by(answer).index(best)}, {value(0, best[0]):.6g} with fit.optimizer.lr={best[0]} latent_dim=" in answer.out
     assert answer.out.splitlines()[-1] == "report: outputs/mine/report.html"
 
 
@@ -125,7 +101,7 @@ def test_a_search_stopped_in_its_sixth_trial_goes_on_as_if_it_had_not_been(
     answer = command(*SEARCH, "hydra.sweeper.n_trials=12", ends=ends)
     assert answer.code == 1, "one of them failed"
     assert len(answer.runs) == 7
-    assert answer.runs[0] == begun[5], "the one that was stopped, with its values"
+    assert begun_by(answer)[0] == begun[5], "the one that was stopped, with its values"
     assert states(tmp_path) == ["COMPLETE"] * 8 + ["FAIL"] + ["COMPLETE"] * 3
     assert len({lr for lr, _ in searched(tmp_path)}) == 12, "no proposal is repeated"
     assert len(read_runs(tmp_path / "outputs" / "mine")) == 12
@@ -136,7 +112,7 @@ def test_a_search_stopped_in_its_sixth_trial_goes_on_as_if_it_had_not_been(
     assert (again.code, again.runs) == (1, [])
 
     monkeypatch.chdir(tmp_path_factory.mktemp("at_once"))
-    assert command(*SEARCH, "hydra.sweeper.n_trials=12", ends=ends).runs == searched(tmp_path), "as if it had not been stopped"
+    assert begun_by(command(*SEARCH, "hydra.sweeper.n_trials=12", ends=ends)) == searched(tmp_path), "as if it had not been stopped"
 
 
 def test_more_trials_are_other_trials_with_any_sampler(command: Command, tmp_path: Path) -> None:
@@ -152,7 +128,7 @@ def test_a_batch_that_was_stopped_is_run_again(command: Command, tmp_path: Path)
         command(*batches, ends=stopped_at(3))
     assert states(tmp_path) == ["COMPLETE"] * 2 + ["RUNNING"] * 2
     begun = searched(tmp_path)
-    assert command(*batches).runs == begun[2:]
+    assert begun_by(command(*batches)) == begun[2:]
     assert states(tmp_path) == ["COMPLETE"] * 4
 
 
@@ -186,7 +162,7 @@ def test_a_trial_that_was_debugged_is_run_again(command: Command, tmp_path: Path
 def test_the_search_that_is_an_experiment_needs_no_flag_and_takes_words_over_its_own(command: Command, tmp_path: Path) -> None:
     answer = command("experiment=sweep_optuna", "hydra.sweeper.n_trials=2", "latent_dim=3")
     assert answer.code == 0
-    assert [latent_dim for _, latent_dim in answer.runs] == [3, 3]
+    assert [latent_dim for _, latent_dim in begun_by(answer)] == [3, 3]
     study = trials.read_study(tmp_path / "outputs" / "sweep_optuna" / "optuna.db")
     assert [set(trial.params) for trial in study.trials] == [{"fit.optimizer.lr", "network.encoder.sizes"}] * 2
 

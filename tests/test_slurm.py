@@ -30,11 +30,12 @@ LONG = (*QUICK, "trainer.max_epochs=200")
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment in which SLURM's commands and its jobs find each other and this package."""
-    missing = [
-        name for name in ("munged", "slurmctld", "slurmd", "srun") if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None
-    ]
-    if missing or os.geteuid() != 0:
-        pytest.skip(f"needs root and the packages slurmd slurmctld slurm-client munge: there is no {' and no '.join(missing) or 'root'}")
+    programs = ("munged", "slurmctld", "slurmd", "srun")
+    missing = [name for name in programs if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
+    if missing:
+        pytest.skip(f"there is no {', '.join(missing)}: install the packages slurmd slurmctld slurm-client munge")
+    if os.geteuid() != 0:
+        pytest.skip("slurmd and munged start as root, and this is another user")
     folder = Path(f"/tmp/slurm_of_{os.getpid()}")  # a short path: the sockets' names may not be long
     started = subprocess.run(
         [SCRIPTS / "start-slurm.sh", folder], capture_output=True, text=True, timeout=60, env=os.environ | {"SLURM_TEST_KILLWAIT": "10"}

@@ -3,47 +3,29 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from shutil import rmtree
-from types import SimpleNamespace
-from typing import NamedTuple
 
 import numpy as np
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from lowerbound import cli
+from commands import Answer, Command
 from lowerbound.plots import pixels
 from lowerbound.runs import not_begun, read_runs
 from lowerbound.study_plots import bars, stacked
 from lowerbound.sweep import RateDistortion, table
 
 
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-    runs: list[DictConfig]
-
-
-Command = Callable[..., Answer]
-
-
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
-    """The command line in an empty folder, with a stand-in for the training that writes results of the run's beta."""
+def command(without_training: Command) -> Command:
+    """The command line, whose runs write results of their beta."""
 
     def run(*arguments: str, fails: Callable[[DictConfig], bool] = lambda cfg: False) -> Answer:
-        runs: list[DictConfig] = []
-
-        def stand_in(cfg: DictConfig) -> float:
-            OmegaConf.resolve(cfg)
-            runs.append(cfg)
+        def train(cfg: DictConfig) -> float:
             if fails(cfg):
                 raise ValueError("no luck with this one")
             beta = float(cfg.objective.beta)
@@ -54,21 +36,9 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capt
             (folder / "results.json").write_text(json.dumps(numbers))
             return 0.0
 
-        monkeypatch.setitem(sys.modules, "lowerbound.run", SimpleNamespace(train=stand_in))
-        monkeypatch.setattr(sys, "argv", [cli.PROGRAM, *arguments])
-        try:
-            code = cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return Answer(code, *capsys.readouterr(), runs)
+        return without_training(*arguments, train=train)
 
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    handlers = list(logging.root.handlers)
-    yield run
-    logging.root.handlers = handlers
-    GlobalHydra.instance().clear()
+    return run
 
 
 def betas(answer: Answer) -> list[float]:

@@ -2,5 +2,6 @@
 
 from lowerbound.launcher import LocalLauncher
 from lowerbound.slurm import SlurmLauncher
+from lowerbound.sweepers import OptunaSweeper
 
-__all__ = ["LocalLauncher", "SlurmLauncher"]
+__all__ = ["LocalLauncher", "OptunaSweeper", "SlurmLauncher"]

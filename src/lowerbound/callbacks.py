@@ -117,16 +117,16 @@ class LastCheckpoint(Checkpoint):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop before a validation that is not part of training: that is done, and saved."""
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self._stop(trainer, _agreed(trainer, [bool(preemption.received())])[0])
+            self._stop(trainer, *_agreed(trainer, bool(preemption.received())))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop before the test."""
-        self._stop(trainer, _agreed(trainer, [bool(preemption.received())])[0])
+        self._stop(trainer, *_agreed(trainer, bool(preemption.received())))
 
     def _save_or_stop(self, trainer: Trainer, is_resumable: bool = True) -> None:
         steps = trainer.global_step - max(self._saved_step, 0)
         due = monotonic() - self._saved_at >= self._pause or (self.every_n_steps is not None and steps >= self.every_n_steps)
-        stop, due = _agreed(trainer, [bool(preemption.received()), due])
+        stop, due = _agreed(trainer, bool(preemption.received()), due)
         if is_resumable and (stop or due):
             self._save(trainer)
         self._stop(trainer, stop)
@@ -145,15 +145,12 @@ class LastCheckpoint(Checkpoint):
         self._saved_at, self._saved_step = monotonic(), trainer.global_step
 
 
-def _agreed(trainer: Trainer, wishes: list[bool]) -> list[bool]:
+def _agreed(trainer: Trainer, *wishes: bool) -> list[bool]:
     """What any rank wishes: saving and stopping is done by all of them together."""
     if trainer.world_size == 1:
-        return wishes
-    return (
-        trainer.strategy.reduce(torch.tensor(wishes, dtype=torch.float32, device=trainer.strategy.root_device), reduce_op="max")
-        .bool()
-        .tolist()
-    )
+        return list(wishes)
+    mine = torch.tensor(wishes, dtype=torch.float32, device=trainer.strategy.root_device)
+    return trainer.strategy.reduce(mine, reduce_op="max").bool().tolist()
 
 
 def _validates_next(trainer: Trainer, batch_idx: int) -> bool:

@@ -7,7 +7,8 @@
     evaluation.json  the evidence with error bars, if it was asked for
     report.html    all of that as one page        failure.txt    why there are no results, if the run failed
 
-`config.yaml` and `weights.ckpt` are the model; the rest is what was seen on the way.
+`config.yaml` and `weights.ckpt` are the model; the rest is what was seen on the way. Hidden are `.lock` (a process is at work here),
+`.wandb.json` (the run's id at W&B), `.slurm_job` (its number) and `.hydra/` (what Hydra notes).
 """
 
 from __future__ import annotations

@@ -102,6 +102,11 @@ def names_of(jobs: Sequence[Job]) -> list[str]:
     return [" ".join(word for word in job.overrides if word not in alike) or job.folder.name for job in jobs]
 
 
+def say(line: str) -> None:
+    """A line on the screen, at once: the next may be hours away."""
+    print(line, flush=True)
+
+
 def quoted(value: object) -> str:
     """As Hydra reads it back whatever is in it: names of run folders have = and , in them."""
     return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'

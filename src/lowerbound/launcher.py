@@ -19,7 +19,7 @@ from omegaconf import DictConfig, ListConfig
 
 from lowerbound.devices import ALL, asked, gpus
 from lowerbound.errors import real, whole
-from lowerbound.jobs import LOG, Job, jobs_of, names_of
+from lowerbound.jobs import LOG, Job, jobs_of, names_of, say
 from lowerbound.local_queue import Queue, Running, Task
 
 
@@ -56,11 +56,11 @@ class LocalLauncher(Launcher):
         names, returns = names_of(jobs), {i: job.returned(0) for i, job in enumerate(jobs) if job.is_done}
 
         def begun(running: Running) -> None:
-            _say(f"{names[running.task.number]}: begins on {'GPU ' + ','.join(running.slots) if there else 'the CPU'}")
+            say(f"{names[running.task.number]}: begins on {'GPU ' + ','.join(running.slots) if there else 'the CPU'}")
 
         def ended(running: Running, code: int) -> None:
             job, seconds = jobs[running.task.number], f"{monotonic() - running.since:.0f} s"
-            _say(f"{names[running.task.number]}: {f'failed after {seconds}: {job.last_line(code)}' if code else f'finished in {seconds}'}")
+            say(f"{names[running.task.number]}: {f'failed after {seconds}: {job.last_line(code)}' if code else f'finished in {seconds}'}")
             returns[running.task.number] = job.returned(code)
             self.context.callbacks.on_job_end(config=job.config, job_return=returns[running.task.number])
 
@@ -99,7 +99,3 @@ def _environment(slots: int, on_gpus: bool, taken: Sequence[str]) -> dict[str, s
     """The variables of a process: its GPUs, and its share of the processor's cores; it finds the modules that this one finds."""
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // slots))}
     return {**threads, **os.environ, "PYTHONSAFEPATH": "1", **({"CUDA_VISIBLE_DEVICES": ",".join(taken)} if on_gpus else {})}
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

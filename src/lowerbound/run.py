@@ -133,7 +133,7 @@ def _train(config: DictConfig, folder: Path) -> float:
         files.write_whole(folder / files.WORDS, OmegaConf.to_yaml(HydraConfig.get().overrides.task))
     log_config(trainer, config)
     try:
-        fit_from(_checkpoint(folder), trainer, fit, data)
+        trainer.fit(fit, datamodule=data, ckpt_path=_checkpoint(folder), weights_only=True)
         results = conclude(trainer, fit, data, folder)
         for logger in trainer.loggers:
             send_table(logger, "numbers", *as_table(results))
@@ -152,20 +152,12 @@ def _train(config: DictConfig, folder: Path) -> float:
     return results[fit.monitor]
 
 
-def _checkpoint(folder: Path) -> Path | None:
+def _checkpoint(folder: Path) -> str | None:
     """What to go on from; what is damaged is said on the screen."""
     found, remarks = claim.checkpoint_of(folder)
     for sentence in remarks:
         rank_zero_only(print)(sentence)
-    return found
-
-
-def fit_from(checkpoint: Path | None, trainer: Trainer, fit: Fit, data: LightningDataModule) -> None:
-    """Train, from a checkpoint if there is one."""
-    if checkpoint is None:
-        trainer.fit(fit, datamodule=data)
-    else:
-        trainer.fit(fit, datamodule=data, ckpt_path=str(checkpoint), weights_only=True)
+    return None if found is None else str(found)
 
 
 def check_trainer(trainer: DictConfig) -> None:

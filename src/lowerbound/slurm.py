@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lowerbound.devices import asked
 from lowerbound.errors import real
-from lowerbound.jobs import Job, jobs_of, names_of
+from lowerbound.jobs import Job, jobs_of, names_of, say
 
 JOB = ".slurm_job"  # in a run folder: the number of its job
 LOGS = ".slurm"  # in the sweep's folder: what the jobs write
@@ -64,7 +64,7 @@ class SlurmLauncher(Launcher):
         for i in self._ended(jobs):
             value = self._value(jobs[i])
             returns[i] = jobs[i].returned(int(value is None))
-            _say(f"{names[i]}: {f'failed: {jobs[i].last_line(1)}' if value is None else f'finished with {value:.6g}'}")
+            say(f"{names[i]}: {f'failed: {jobs[i].last_line(1)}' if value is None else f'finished with {value:.6g}'}")
             self.context.callbacks.on_job_end(config=jobs[i].config, job_return=returns[i])
         return [returns[i] for i in range(len(jobs))]
 
@@ -98,7 +98,7 @@ class SlurmLauncher(Launcher):
         for job, one in zip(jobs, submitted, strict=True):
             (job.folder / JOB).write_text(one.job_id, encoding="utf-8")
         array = submitted[0].job_id.partition("_")[0]
-        _say(f"submitted {len(jobs)} jobs as array {array}; Ctrl-C leaves them going, and the same command waits again")
+        say(f"submitted {len(jobs)} jobs as array {array}; Ctrl-C leaves them going, and the same command waits again")
 
     def _value(self, job: Job) -> float | None:
         """What a job that has left the queue ended with; None: it has failed, and its folder says why, or where to look."""
@@ -131,7 +131,7 @@ class SlurmLauncher(Launcher):
         while (found := _queue()) is None:
             unheard += 1
             if unheard == UNHEARD:
-                _say("squeue does not answer; waiting for it")
+                say("squeue does not answer; waiting for it")
             sleep(self.every_seconds)
         return found
 
@@ -167,7 +167,3 @@ def _number(job: Job) -> str:
 
 def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
