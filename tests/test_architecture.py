@@ -10,15 +10,15 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "lowerbound"
 
 FLOORS = (
-    "_torchvision errors instantiate distributions networks schedules randomness statistics conditioning answers seeding defaults wording"
-    " preemption checkpoints devices one_folder local_queue"
+    "_torchvision errors sizes instantiate distributions networks schedules randomness statistics conditioning answers seeding defaults"
+    " wording preemption checkpoints devices one_folder local_queue"
     " data.source data.steps data.prepare",
     "parts data.batches data.missing data.module",
     "priors likelihoods posteriors linear_gaussian covariances dense_covariances mixture data.images data.tables",
     "model models data.synthetic data.__init__",
     "objectives bounds annealing aggregate metrics starts axes linear_objectives equations",
     "fit gradient solve em plots em_plots ladder_plots linear_plots study_plots folder component_plots latent_plots sweep_plots ranks"
-    " resuming claim",
+    " resuming claim trust",
     "callbacks pictures tracking studies amortization decoding maximum_likelihood expectation codes imputing principal stories"
     " identities components circumstances report runs connection",
     "run",

@@ -57,8 +57,9 @@ class BestWeights(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back, for the folder as it is called now."""
         folder = Path(self.dirpath or "")
-        paths = {name: str(folder / state_dict[name]) for name in ("best_model_path", "kth_best_model_path") if state_dict[name]}
-        best = {str(folder / name): value for name, value in state_dict["best_k_models"].items()}
+        names = {key: Path(state_dict[key]).name for key in ("best_model_path", "kth_best_model_path")}  # never a path out of the folder
+        paths = {key: str(folder / name) for key, name in names.items() if name} | {"last_model_path": ""}
+        best = {str(folder / Path(name).name): value for name, value in state_dict["best_k_models"].items()}
         super().load_state_dict(state_dict | paths | {"dirpath": self.dirpath, "best_k_models": best})
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

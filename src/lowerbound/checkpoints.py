@@ -13,6 +13,9 @@ from zipfile import ZipFile
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from lowerbound.errors import TooLargeError
+from lowerbound.sizes import check_archive
+
 PREVIOUS, BESIDE = ".prev", ".part"  # after a checkpoint's name: the one before it, and one that is being written
 
 
@@ -35,11 +38,18 @@ class DurableCheckpoints(TorchCheckpointIO):
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's file, or None: every record is there and has the sum that was computed when it was written."""
+    """What is wrong with a checkpoint's file, or None: every record is there and has the sum that was computed when it was written.
+
+    Raises:
+        TooLargeError: there is not enough memory for it, which is no damage.
+    """
     try:
+        check_archive(path)
         with ZipFile(path) as archive:
             spoilt = archive.testzip()
         torch.load(path, map_location="cpu", mmap=True, weights_only=True)  # which reads the table of contents more strictly
+    except TooLargeError:
+        raise
     except Exception as error:  # whatever a reader makes of arbitrary bytes
         return (str(error) or type(error).__name__).splitlines()[0]
     return None if spoilt is None else f"{spoilt} is not what was written"

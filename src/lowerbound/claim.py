@@ -11,12 +11,12 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import IO
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lowerbound.checkpoints import newest_whole
 from lowerbound.defaults import changes
 from lowerbound.errors import OccupiedError
-from lowerbound.folder import CONFIG, FAILURE, LAST, RESULTS, WEIGHTS, read_json
+from lowerbound.folder import CONFIG, FAILURE, LAST, RESULTS, WEIGHTS, read_config, read_json, require_own
 
 LOCK = ".lock"
 SHOWN = 4  # differences in a message
@@ -28,8 +28,10 @@ def claimed(folder: Path) -> Iterator[None]:
 
     Raises:
         OccupiedError: another process has it.
+        ValueError: a link in it leads out of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    require_own(folder)
     with (folder / LOCK).open("a+") as file:
         if not _locked(file):
             file.seek(0)
@@ -76,13 +78,13 @@ def require_same(folder: Path, config: DictConfig) -> None:
 
     Raises:
         OccupiedError: as said; the message lists the differences.
+        ValueError: a link in it leads out of it, or its configuration is damaged.
     """
+    require_own(folder)
     path = folder / CONFIG
     if not path.is_file() or not any((folder / name).is_file() for name in (LAST, WEIGHTS, RESULTS)):
         return
-    before = OmegaConf.load(path)
-    assert isinstance(before, DictConfig)
-    if found := changes(before, config):
+    if found := changes(read_config(path), config):
         more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         raise OccupiedError(
             f"{folder} holds a run of another configuration:\n{', '.join(found[:SHOWN])}{more}.\n"

@@ -48,13 +48,14 @@ def main(command: Command = TRAIN) -> int:
         preemption.install()  # before anything that takes time: the parent of a sweep is stopped as any other program
     # argparse wants overrides in one piece
     sys.argv[1:] = sorted(words, key=lambda word: word.startswith("-") or not ("=" in word or word.startswith("~")))
-    if os.getcwd() not in sys.path:
+    if os.getcwd() not in sys.path and (command.path is None or any(word.startswith("trust=") for word in words)):
         sys.path.append(os.getcwd())  # a `_target_` in a file of the user's, which must not hide a library's
 
     def task(cfg: DictConfig) -> object:
         return _task(cfg, command)
 
     try:
+        _refuse_keys(sys.argv[1:])
         sys.argv[1:] = _resumed(sys.argv[1:]) if command == TRAIN else sys.argv[1:]
         hydra.main(config_path=str(conf_folder()), config_name=command.config, version_base=HYDRA_VERSION)(task)()
     except USER_ERRORS as error:
@@ -102,21 +103,34 @@ def _with_keys(words: Sequence[str], command: Command) -> list[str]:
     return [f"{command.path}={value}", *(word for i, word in enumerate(words) if i not in alone)]
 
 
+def _refuse_keys(words: Sequence[str]) -> None:
+    """Refuse a key of W&B among the words, all of which are kept with the run."""
+    for name in (word.partition("=")[0] for word in words if "api_key" in word):
+        raise ValueError(f"{name}: a key on the command line would be kept in the run's folder.\nSet WANDB_API_KEY in the environment.")
+
+
 def _resumed(words: Sequence[str]) -> list[str]:
-    """The words, in which ``resume=FOLDER`` stands for the words that made that run folder."""
+    """The words, in which ``resume=FOLDER`` stands for the words that made that run folder; those that are given again are the user's."""
     folders = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
     if not folders:
         return list(words)
-    from lowerbound.folder import CONFIG, WORDS, read_overrides  # here, so that a typo need not wait for torch
+    from lowerbound.folder import CONFIG, WORDS, read_overrides, require_own  # here, so that a typo need not wait for torch
+    from lowerbound.trust import check_words
 
     folder = Path(folders[-1].strip("'\""))
+    require_own(folder)
     overrides = read_overrides(folder, WORDS)
     if overrides is None or not (folder / CONFIG).is_file():
         raise ValueError(f"resume={folder}: that is no run folder; one looks like outputs/<name>/<date_time>")
     if {"-m", "--multirun"} & set(words):
         raise ValueError(f"resume={folder} goes on with one run; a sweep goes on by itself: give its command again, with sweep=NAME")
     others = [word for word in words if not word.startswith("resume=")]
-    return [*overrides, "hydra.mode=RUN", "hydra.output_subdir=null", f"hydra.run.dir={quoted(folder)}", *others]
+    kept = [word for word in overrides if word not in others]
+    try:
+        check_words(kept)
+    except ValueError as error:
+        raise ValueError(f"resume={folder}: {error}") from error
+    return [*kept, "hydra.mode=RUN", "hydra.output_subdir=null", f"hydra.run.dir={quoted(folder)}", *others]
 
 
 def short(overrides: str, limit: int = 100) -> str:

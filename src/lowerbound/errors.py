@@ -18,6 +18,10 @@ class OccupiedError(ValueError):
     """The run folder belongs to another process, or to a run of another configuration."""
 
 
+class TooLargeError(ValueError):
+    """A file says that it holds more than there is memory for."""
+
+
 class Remark(UserWarning):
     """Something about the data or the fit that a reader of the numbers must know; the command line prints it beside them."""
 

@@ -26,7 +26,6 @@ from lowerbound.devices import is_first
 from lowerbound.distributions import kl_per_dimension
 from lowerbound.errors import whole
 from lowerbound.evidence import ROWS, Annealing, Estimate, estimates, is_annealed, sandwich
-from lowerbound.instantiate import instantiate
 from lowerbound.latent_plots import collapse_panel, importance_weighted_curve
 from lowerbound.latent_space import has_units, latent_space, sentences, units_of
 from lowerbound.likelihoods import Bernoulli
@@ -39,6 +38,7 @@ from lowerbound.report import write_report
 from lowerbound.run import Loaded, load
 from lowerbound.runs import beta_at_the_end, read_runs
 from lowerbound.sweep_report import summarize
+from lowerbound.trust import safe_instantiate
 from lowerbound.wording import EVIDENCE, evidence_cells, markdown
 
 NO_EVIDENCE = "A model with a flat prior has no p(x): there is no evidence to set beside others"
@@ -57,7 +57,7 @@ def evaluate(config: DictConfig) -> None:
     others = rivals(folders, config) if config.baselines and is_first() else {}
     with processes(device) as own:
         for folder in folders:
-            run = load(folder)
+            run = load(folder, config.trust)
             run.model.to(own)
             found = evaluated(run, folder, config, annealing, others.get(folder, []))
             if is_first():
@@ -152,7 +152,7 @@ def data_of(run: Loaded) -> TensorDataModule:
     Raises:
         ValueError: they are of the user's own kind, and do not say how they are split and prepared.
     """
-    data = instantiate(run.config.data)
+    data = safe_instantiate(run.config, "data", run.trust)
     if not isinstance(data, TensorDataModule) or run.prepare is None:
         raise ValueError(f"data={type(data).__name__} is no data module of this package, and has no test rows to evaluate on")
     data.load_state_dict({"prepare": dict(run.prepare.state_dict())})
@@ -169,7 +169,7 @@ def rivals(folders: Sequence[Path], config: DictConfig) -> dict[Path, list[Basel
     known: dict[str, list[Baseline]] = {}
     found: dict[Path, list[Baseline]] = {}
     for folder in folders:
-        run = load(folder)
+        run = load(folder, config.trust)
         key = f"{run.model.latent_dim} {type(run.model.likelihood).__name__} {run.model.is_bounded} {OmegaConf.to_yaml(run.config.data)}"
         if key not in known:
             known[key] = beside(run, config)

@@ -19,12 +19,18 @@ import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 from platform import processor, python_version
 from typing import Any
+from zipfile import BadZipFile
 
 import torch
-from omegaconf import OmegaConf
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
+
+from lowerbound.sizes import check_archive
 
 CONFIG, WEIGHTS, LAST, RESULTS, FIGURES = "config.yaml", "weights.ckpt", "last.ckpt", "results.json", "figures"
 EVALUATION, REPORT, FAILURE = "evaluation.json", "report.html", "failure.txt"
@@ -47,6 +53,19 @@ def existing(folder: str | Path, name: str) -> Path:
     return path
 
 
+def require_own(folder: str | Path) -> None:
+    """Refuse a folder in which a link leads out of it, where a run's or a sweep's files are read and written.
+
+    Raises:
+        ValueError: as said; the message names the link.
+    """
+    root = os.path.realpath(folder)
+    for place in (Path(root), Path(root, OVERRIDES.parent), Path(root, FIGURES)):
+        for path in place.iterdir() if place.is_dir() else ():
+            if path.is_symlink() and not Path(end := os.path.realpath(path)).is_relative_to(root):
+                raise ValueError(f"{path} is a link to {end}, out of its folder: nothing is read or written through it")
+
+
 def last_good(folder: Path) -> str:
     """A sentence that names the newest checkpoint of a run folder."""
     kept = [path for path in (folder / LAST, folder / WEIGHTS) if path.is_file()]
@@ -55,8 +74,18 @@ def last_good(folder: Path) -> str:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The tensors and plain containers of a checkpoint, on the CPU; nothing in it can run code."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """The tensors and plain containers of a checkpoint, on the CPU; nothing in it can run code.
+
+    Raises:
+        ValueError: it holds anything else, or more than there is memory for, or is damaged; the message names it.
+    """
+    try:
+        check_archive(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:  # torch would advise to run it
+        raise ValueError(f"{path} holds more than tensors and plain containers: it is not read, and nothing in it was run") from error
+    except (BadZipFile, RuntimeError, OSError, EOFError) as error:
+        raise ValueError(f"{path} is no checkpoint, or is damaged: {str(error).partition(chr(10))[0]}") from error
 
 
 def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -90,8 +119,37 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds, as plain containers; interpolations in it stay text.
+
+    Raises:
+        ValueError: the file is damaged, or an alias in it stands for another part, which a few lines can let grow beyond all memory.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if "*" in text and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("there is an alias in it, which no run writes")
+        return OmegaConf.to_container(OmegaConf.create(text), resolve=False) if text.strip() else {}
+    except (ValueError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def read_config(path: Path) -> DictConfig:
+    """A run's resolved configuration.
+
+    Raises:
+        ValueError: it is damaged, or holds an interpolation, which could read the environment; the message names the file.
+    """
+    found = read_yaml(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no configuration")
+    if "${" in str(found):
+        raise ValueError(f"{path} holds an interpolation (${{...}}), which a run resolves before it writes: it is not followed")
+    return OmegaConf.create(found)
 
 
 def begin(folder: Path) -> None:
@@ -105,7 +163,7 @@ def begin(folder: Path) -> None:
 def read_overrides(folder: Path, name: str | Path = OVERRIDES) -> list[str] | None:
     """The ``key=value`` words of the command line that made a run folder, or None where they are not kept."""
     path = folder / name
-    return [str(line) for line in OmegaConf.load(path)] if path.is_file() else None
+    return [str(line) for line in read_yaml(path)] if path.is_file() else None
 
 
 def versions() -> dict[str, str]:

@@ -30,7 +30,7 @@ def predict(config: DictConfig) -> None:
     Raises:
         ValueError: there is no such run, file or output, or the model does not have it.
     """
-    run, count = load(one(config.run, "run")), whole(config.num_samples, "num_samples")
+    run, count = load(one(config.run, "run"), config.trust), whole(config.num_samples, "num_samples")
     ways = outputs(run, count)
     if config.output not in ways and config.output != "sample":
         raise ValueError(f"output={config.output} is none of {', '.join([*ways, 'sample'])}")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from lowerbound import folder as files
@@ -85,9 +84,9 @@ def command(folder: Path) -> str | None:
 def changed(folder: Path) -> list[Difference]:
     """How the configuration differs from the default one."""
     path = folder / files.CONFIG
-    config = OmegaConf.load(path) if path.is_file() else None
+    config = files.read_config(path) if path.is_file() else None
     chosen = [word.lstrip("+~").partition("=")[0] for word in files.read_overrides(folder) or []]
-    return differences(config, chosen) if isinstance(config, DictConfig) else []
+    return [] if config is None else differences(config, chosen)
 
 
 def facts(results: Mapping[str, Any]) -> dict[str, str]:
@@ -151,9 +150,21 @@ def pictures(folder: Path) -> list[dict[str, str]]:
 
 def picture(path: Path, caption: str) -> dict[str, str]:
     """A picture for a page; one that is much wider than high gets the page's whole width."""
-    with Image.open(path) as image:
+    with opened(path) as image:
         kind = "broad" if image.width > BROAD * image.height else "usual"
     return {"name": path.stem, "caption": caption, "uri": data_uri(path), "kind": kind}
+
+
+def opened(path: Path) -> Image.Image:
+    """A PNG file; others are not even looked at: some kinds of pictures are programs, whatever their file is called.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return Image.open(path, formats=["PNG"])
+    except OSError as error:
+        raise ValueError(f"{path} is no PNG picture: {error}") from error
 
 
 def data_uri(path: Path) -> str:

@@ -16,7 +16,19 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from lowerbound.defaults import config_loader
-from lowerbound.folder import CONFIG, EVALUATION, FAILURE, OVERRIDES, RESULTS, SWEEP, read_json, read_overrides
+from lowerbound.folder import (
+    CONFIG,
+    EVALUATION,
+    FAILURE,
+    OVERRIDES,
+    RESULTS,
+    SWEEP,
+    read_config,
+    read_json,
+    read_overrides,
+    read_yaml,
+    require_own,
+)
 
 OF_LEARNING = ("seed", "batch_size", "eval_batch_size", "storage", "memory_map", "root", "download")
 
@@ -43,8 +55,7 @@ class Run:
     def config(self) -> DictConfig | None:
         """Its resolved configuration; None: it did not get so far."""
         path = self.folder / CONFIG
-        config = OmegaConf.load(path) if path.is_file() else None
-        return config if isinstance(config, DictConfig) else None
+        return read_config(path) if path.is_file() else None
 
     @property
     def beta(self) -> float | None:
@@ -92,7 +103,10 @@ def named(choices: Mapping[str, str]) -> str:
 
 def read_runs(folder: Path) -> list[Run]:
     """The runs of a sweep's folder, in the order of the numbers swept over, else in that of their start."""
+    require_own(folder)
     found = sorted(folder.glob(f"*/{OVERRIDES}"), key=lambda path: path.stat().st_mtime_ns)
+    for path in found:
+        require_own(path.parents[1])
     overrides = {path.parents[1]: _split(read_overrides(path.parents[1]) or []) for path in found}
     keys = dict.fromkeys(key for own in overrides.values() for key in own)
     varied = [key for key in keys if len({own.get(key) for own in overrides.values()}) > 1]
@@ -111,10 +125,10 @@ def _results(folder: Path) -> dict[str, Any] | None:
 def not_begun(folder: Path, runs: list[Run]) -> list[str]:
     """The runs of the grid that the sweep was started with last, of which there is no folder; none of a sweep that is no grid."""
     path = folder / SWEEP
-    hydra = OmegaConf.load(path).hydra if path.is_file() else None
-    if hydra is None or not str(hydra.sweeper._target_).endswith(BasicSweeper.__name__):
+    hydra = read_yaml(path)["hydra"] if path.is_file() else None
+    if hydra is None or not str(hydra["sweeper"]["_target_"]).endswith(BasicSweeper.__name__):
         return []
-    words = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()] + list(hydra.overrides.task)
+    words = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()] + hydra["overrides"]["task"]
     parser = OverridesParser.create(config_loader())  # which knows the choices that a pattern is for
     try:
         (grid,) = BasicSweeper.split_arguments(parser.parse_overrides(words), None)

@@ -17,11 +17,11 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
-from PIL import Image
 
 from lowerbound import plots, study_plots, sweep_report
 from lowerbound.devices import check_sweep
 from lowerbound.folder import FIGURES
+from lowerbound.report import opened
 from lowerbound.runs import Run, read_runs
 
 
@@ -153,4 +153,4 @@ class Stacked(Comparison):
     def draw(self, runs: Sequence[Run]) -> Figure:
         """The runs' figures/<picture>.png."""
         paths = {run.name: run.folder / FIGURES / f"{self.picture}.png" for run in runs}
-        return study_plots.stacked({name: np.asarray(Image.open(path)) for name, path in paths.items()}, self.across)
+        return study_plots.stacked({name: np.asarray(opened(path)) for name, path in paths.items()}, self.across)

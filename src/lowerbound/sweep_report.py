@@ -17,13 +17,12 @@ import numpy as np
 from lightning.pytorch.loggers import Logger
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
-from PIL import Image
 
 from lowerbound import folder as files
 from lowerbound import plots, sweep_plots
 from lowerbound.errors import one
 from lowerbound.instantiate import instantiate
-from lowerbound.report import CAPTIONS, environment, picture
+from lowerbound.report import CAPTIONS, environment, opened, picture
 from lowerbound.runs import Run, not_begun, read_runs
 from lowerbound.summary import Line, Table, configuration, numbers, tables
 from lowerbound.sweep_plots import Curve, Point
@@ -50,7 +49,7 @@ def report(config: DictConfig) -> None:
         for number, table in enumerate(found, 1):
             send_table(logger, f"table {number}", headings(table), [cells(table, line) for line in table.lines])
         for path in sorted(folder.glob("*.png")):
-            send_picture(logger, f"figures/{path.stem}", np.asarray(Image.open(path).convert("RGB")), 0)
+            send_picture(logger, f"figures/{path.stem}", np.asarray(opened(path).convert("RGB")), 0)
     finish(loggers, {})
 
 

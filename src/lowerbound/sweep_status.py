@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lowerbound.claim import is_claimed
-from lowerbound.folder import CONFIG, FAILURE, LAST, RESULTS, STUDY, SWEEP
+from lowerbound.folder import CONFIG, FAILURE, LAST, RESULTS, STUDY, SWEEP, read_yaml
 from lowerbound.runs import Run, not_begun, read_runs
 
 STATES = DONE, RUNNING, STOPPED, FAILED, NOT_BEGUN = "done", "running", "stopped", "failed", "not begun"
@@ -87,7 +87,7 @@ def _trials(folder: Path) -> Iterator[str]:
     except ImportError as error:
         raise ValueError(f"{folder / STUDY} needs an extra to be read: {error}\npip install 'lowerbound[sweep]'") from error
     path = folder / SWEEP
-    wanted = OmegaConf.load(path).hydra.sweeper.n_trials if path.is_file() else None
+    wanted = read_yaml(path)["hydra"]["sweeper"]["n_trials"] if path.is_file() else None
     first, *rest = trials.told(trials.read_study(folder / STUDY))
     yield first if wanted is None else f"{first}, of {wanted}"
     yield from rest

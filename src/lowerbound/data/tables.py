@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from lowerbound.data.module import TensorDataModule
 from lowerbound.data.source import Source, as_labels, as_table
+from lowerbound.sizes import check_archive, check_array
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -60,13 +62,16 @@ class Table(TensorDataModule):
             return Source(as_table(rows), None if labels is None else as_labels(labels), is_mapped=self.memory_map)
 
     def _npy(self) -> tuple[Any, Any]:
+        check_array(self.path, is_mapped=self.memory_map)
         rows = np.load(self.path, mmap_mode="c" if self.memory_map else None, allow_pickle=False)
         if self.labels is None:
             return rows, None
         with _reading("data.labels", self.labels):
+            check_array(self.labels)
             return rows, np.load(self.labels, allow_pickle=False)
 
     def _npz(self) -> tuple[Any, Any]:
+        check_archive(self.path)
         with np.load(self.path, allow_pickle=False) as arrays:
             others = [name for name in arrays.files if name != self.labels]
             name = self.array or (others[0] if len(others) == 1 else "")
@@ -110,5 +115,5 @@ def _reading(option: str, path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ValueError(f"{option}={path} cannot be read: {error.strerror or error}\nSet {option} to a file that is there.") from error
-    except ValueError as error:
+    except (ValueError, BadZipFile) as error:
         raise ValueError(f"{option}={path}: {error}") from error

@@ -1,0 +1,402 @@
+"""Files from others cannot run code: real attacks, each seen to succeed in the naive way and to be refused with nothing done."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import pydoc
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+import commands
+import lowerbound
+import zoo
+from lowerbound import claim, cli
+from lowerbound.checkpoints import damage, newest_whole
+from lowerbound.data import Table
+from lowerbound.evaluation import data_of
+from lowerbound.folder import read_config, read_overrides
+from lowerbound.instantiate import instantiate
+from lowerbound.report import write_report
+from lowerbound.trust import safe_instantiate
+from test_configs import choices_of, overrides_of
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder whose model is in closed form, trained beside a key of W&B."""
+    place = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        assert commands.train(place, patch, "model=ppca", "latent_dim=2", "~callbacks.pictures", "hydra.run.dir=run") == 0
+    return place / "run"
+
+
+@pytest.fixture(scope="module")
+def config(finished: Path) -> DictConfig:
+    """Its configuration."""
+    return read_config(finished / "config.yaml")
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it, which came from elsewhere."""
+    return Path(copytree(finished, tmp_path / "stranger"))
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    """What an attack that succeeds leaves behind."""
+    return tmp_path / "marker"
+
+
+# Targets: `write` says how code is run that writes the marker.
+
+Node = dict[str, Any]
+
+
+def python(marker: Path) -> str:
+    """An expression that writes it."""
+    return f"open({str(marker)!r}, 'w')"
+
+
+class Pickled:
+    """What runs when it is read."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+def hub(marker: Path) -> Node:
+    (marker.parent / "hubconf.py").write_text(f"def entry():\n    {python(marker)}\n")
+    return {"_target_": "torch.hub.load", "repo_or_dir": str(marker.parent), "source": "local", "model": "entry"}
+
+
+def unpickled(marker: Path) -> Node:
+    (marker.parent / "x.pkl").write_bytes(pickle.dumps(Pickled(marker)))
+    return {"_target_": "torch.load", "f": str(marker.parent / "x.pkl"), "weights_only": False}
+
+
+def compiled(marker: Path) -> Node:
+    """It writes its source beside the library, before there is a compiler."""
+    sources = {"cpp_sources": "", "build_directory": str(marker.parent), "name": "x"}
+    return {"_target_": "torch.utils.cpp_extension.load_inline", **sources}
+
+
+def imported(marker: Path) -> Node:
+    (marker.parent / "stranger_module.py").write_text(f"{python(marker)}\nclass Thing:\n    pass\n")
+    return {"_target_": "stranger_module.Thing"}
+
+
+def deferred(marker: Path) -> Node:
+    method = {"_target_": "hydra.utils.get_method", "path": "builtins.eval"}
+    return {"_target_": "operator.call", "_args_": [{"_target_": "functools.partial", "_args_": [method, python(marker)]}]}
+
+
+def path_to(marker: Path) -> Node:
+    return {"_target_": "pathlib.Path", "_args_": [str(marker)]}
+
+
+SHELL: dict[str, Callable[[Path], Node]] = {
+    name: lambda marker, name=name: {"_target_": name, "_args_": [f"touch {marker}"]}
+    for name in ("os.system", "posix.system", "logging.os.system", "lowerbound.cli.os.system", "subprocess.getoutput")
+}
+ATTACKS: dict[str, Callable[[Path], Node]] = SHELL | {
+    "builtins.eval": lambda marker: {"_target_": "builtins.eval", "_args_": [python(marker)]},
+    "builtins.exec": lambda marker: {"_target_": "builtins.exec", "_args_": [python(marker)]},
+    "functools.partial": deferred,
+    "hydra.utils.get_method": lambda marker: {
+        "_target_": "operator.call",
+        "_args_": [{"_target_": "hydra.utils.get_method", "path": "builtins.eval"}, python(marker)],
+    },
+    "torch.hub.load": hub,
+    "torch.load": unpickled,
+    "torch.utils.cpp_extension.load_inline": compiled,
+    "pathlib.Path.write_text": lambda marker: {"_target_": "pathlib.Path.write_text", "_args_": [path_to(marker), "x"]},
+    "a class that writes": lambda marker: {"_target_": "logging.FileHandler", "filename": str(marker)},
+    "an import that writes": imported,
+    "a function of ours": lambda marker: {"_target_": "lowerbound.folder.write_whole", "path": path_to(marker), "text": "x"},
+    "another's class by our name": lambda marker: {"_target_": "lowerbound.run.Path.touch", "self": path_to(marker)},
+    "a logger of ours": lambda marker: {"_target_": "lowerbound.tracking.WandB", "save_dir": str(marker), "mode": "disabled"},
+}
+
+
+def naive(node: Any) -> Any:
+    """Whatever a dotted name leads to, called innermost first: what a configuration means where nobody looks."""
+    if isinstance(node, list):
+        return [naive(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    built = {name: naive(value) for name, value in node.items() if name not in ("_target_", "_args_")}
+    if "_target_" not in node:
+        return built
+    found = pydoc.locate(node["_target_"])
+    assert callable(found), node["_target_"]
+    return found(*naive(node.get("_args_", [])), **built)
+
+
+def has_run(marker: Path) -> bool:
+    """Whether the attack has left its mark; what is compiled leaves its source."""
+    return marker.exists() or (marker.parent / "main.cpp").exists()
+
+
+def clean(marker: Path) -> None:
+    for path in (marker, marker.parent / "main.cpp"):
+        if path.is_file():
+            path.unlink()
+    sys.modules.pop("stranger_module", None)
+    if marker.is_dir():
+        marker.rename(marker.with_name("moved"))
+
+
+def placed(config: DictConfig, key: str, value: Any) -> DictConfig:
+    """The configuration with something else in a place."""
+    config = copy.deepcopy(config)
+    OmegaConf.update(config, key, value, merge=False, force_add=True)
+    return config
+
+
+def written(folder: Path, config: DictConfig) -> Path:
+    """The folder with another configuration."""
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    return folder
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_no_target_runs_code(name: str, folder: Path, config: DictConfig, marker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(marker.parent)
+    monkeypatch.setattr("torch.hub._get_torch_home", lambda: str(marker.parent))
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.utils.cpp_extension.is_ninja_available", lambda: False)
+        node = ATTACKS[name](marker)
+        try:
+            naive(node)
+        except Exception as error:  # what comes after the deed
+            print(error)
+    assert has_run(marker), "the attack is none"
+    clean(marker)
+    target = node["_target_"]
+    own = () if name == "an import that writes" else (target.partition(".")[0],)
+    for key, value in (("model", node), ("model.likelihood.sizes", [{"deep": node}]), ("data.prepare", node), ("data.missing", node)):
+        attacked = placed(config, key, value)
+        for trust in ((), own):  # who trusts the package still gets parts of models only
+            with pytest.raises(ValueError, match=re.escape(key) + rf".*_target_={re.escape(target)}"):
+                safe_instantiate(attacked, key.partition(".")[0], trust)
+    with pytest.raises(ValueError, match=rf"data\.prepare\S*_target_={re.escape(target)}"):
+        lowerbound.load(written(folder, placed(config, "data.prepare", node)))
+    loaded = lowerbound.load(written(folder, placed(config, "data.missing", node)))
+    with pytest.raises(ValueError, match=rf"data\.missing\S*_target_={re.escape(target)}"):
+        data_of(loaded)
+    assert not has_run(marker)
+
+
+MINE = """
+from pathlib import Path
+from lowerbound.likelihoods import Gaussian
+from lowerbound.priors import StandardNormal
+
+Path(__file__).with_name("marker").touch()
+
+
+class Mine(StandardNormal):
+    def __init__(self, latent_dim):
+        super().__init__(latent_dim)
+        Path(__file__).with_name("built").touch()
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
+    """A prior of the user's own, in a file that says when it is imported and when it is built."""
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield {"_target_": "mine.Mine", "latent_dim": 2}
+    sys.modules.pop("mine", None)
+
+
+def test_a_package_of_the_users_own_is_one_that_the_caller_names(
+    mine: Node, folder: Path, config: DictConfig, marker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(folder, placed(placed(config, "model.prior", mine), "trust", ["mine"]))
+    predict = commands.called("lowerbound-predict", cli.predict, marker.parent, monkeypatch, capsys)
+    with pytest.raises(
+        ValueError, match=r"model\.prior\._target_=mine\.Mine.*\n.*trust=\[mine\], or lowerbound\.load\(folder, trust=\['mine'\]\)"
+    ):
+        lowerbound.load(folder)
+    code, _, said = predict(str(folder), "output=sample")
+    assert code == 2
+    assert "trust=[mine]" in said
+    assert not marker.exists()
+    assert predict(str(folder), "output=sample", "trust=[mine]")[0] == 0
+    assert marker.exists()
+    assert type(lowerbound.load(folder, trust="mine").model.prior).__name__ == "Mine"
+    with pytest.raises(ValueError, match="trust=os;id is the name of no package"):
+        lowerbound.load(folder, trust=["os;id"])
+
+
+def test_nothing_is_built_before_all_of_it_is_known(mine: Node, config: DictConfig, marker: Path) -> None:
+    built = marker.with_name("built")
+    safe_instantiate(placed(config, "model.prior", mine), "model", "mine")
+    assert built.exists()
+    built.unlink()
+    with pytest.raises(ValueError, match="os.system"):
+        safe_instantiate(placed(placed(config, "model.prior", mine), "model.posterior", {"_target_": "os.system"}), "model", "mine")
+    assert not built.exists()
+
+
+def test_a_folders_trainer_logger_and_callbacks_are_not_built(folder: Path, config: DictConfig, marker: Path) -> None:
+    node = ATTACKS["os.system"](marker)
+    for key in ("trainer", "logger.csv", "callbacks.last", "fit", "objective", "hydra"):
+        config = placed(config, key, node)
+    data_of(lowerbound.load(written(folder, config)))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("key", ["_args_", "_recursive_", "_convert_", "_mode_", 3])
+def test_no_other_key_of_hydras(key: Any, config: DictConfig) -> None:
+    node = {"_target_": "lowerbound.priors.StandardNormal", "latent_dim": 2, key: []}
+    with pytest.raises(ValueError, match=rf"prior\.{key}: a run folder describes calls by _target_ and _partial_ only"):
+        safe_instantiate(OmegaConf.create({"prior": node}), "prior")
+
+
+@pytest.mark.parametrize(
+    "target", ["", ".", "lowerbound", "lowerbound.", ".lowerbound.parts", "lowerbound..parts.Prior", "a b.c", 3, None, ["x"]]
+)
+def test_what_is_no_name_of_a_class(target: Any) -> None:
+    with pytest.raises(ValueError, match=r"prior\._target_="):
+        safe_instantiate(OmegaConf.create({"prior": {"_target_": target}}), "prior")
+
+
+def test_a_package_is_no_beginning_of_a_name() -> None:
+    with pytest.raises(ValueError, match="builds classes of lowerbound only"):
+        safe_instantiate(OmegaConf.create({"x": {"_target_": "lowerbound_evil.Thing"}}), "x")
+
+
+# What trains can be loaded.
+
+
+def resolved(*overrides: str) -> DictConfig:
+    """As it stands in a run folder."""
+    with initialize_config_dir(str(zoo.CONF), version_base="1.3"):
+        config = compose("config", list(overrides), return_hydra_config=True)
+    parts = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "name", "sweep")])
+    HydraConfig.instance().set_config(config)  # from which some take their choice
+    try:
+        return OmegaConf.create(OmegaConf.to_container(parts, resolve=True))
+    finally:
+        HydraConfig.instance().cfg = None
+
+
+EXPERIMENTS = [("experiment", name) for name in zoo.choices("experiment")]
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"),
+    [*choices_of("prior", "likelihood", "noise", "covariance", "posterior", "network", "model", "data"), *EXPERIMENTS],
+)
+def test_every_configuration_that_trains_is_built_the_same(group: str, choice: str) -> None:
+    config = resolved(*(overrides_of(group, choice) if group != "experiment" else (f"experiment={choice}",)))
+    models = []
+    for make in (lambda: instantiate(config.model), lambda: safe_instantiate(config, "model")):
+        torch.manual_seed(0)
+        models.append(make())
+    one, other = models
+    assert repr(one) == repr(other)
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+    for key in ("data", "data.prepare"):
+        expected, found = instantiate(OmegaConf.select(config, key)), safe_instantiate(config, key)
+        assert type(found) is type(expected)
+        assert repr(vars(found)) == repr(vars(expected))
+
+
+# Interpolations and aliases: in whatever of a folder's files is read.
+
+
+def test_no_interpolation_reads_a_secret(folder: Path, config: DictConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "of the house")
+    secret = "${oc.env:SECRET}"
+    written(folder, placed(config, "data.seed", secret))
+    assert OmegaConf.load(folder / "config.yaml").data.seed == "of the house", "the attack is none"
+    for read in (
+        lowerbound.load,
+        write_report,
+        lambda place: claim.require_same(place, config),
+        lambda place: read_config(place / "config.yaml"),
+    ):
+        with pytest.raises(ValueError, match=r"config\.yaml holds an interpolation"):
+            read(folder)
+    with pytest.raises(ValueError, match=r"model\.prior=.*is not followed"):
+        safe_instantiate(OmegaConf.create({"model": {"prior": secret}}), "model")
+    (folder / "overrides.yaml").write_text(f"- name={secret}\n")
+    assert read_overrides(folder, "overrides.yaml") == [f"name={secret}"]
+    for node in ({"x": {"_target_": "lowerbound.priors.Flat", "latent_dim": secret}}, {"x": [secret]}):
+        with pytest.raises(ValueError, match="not followed"):
+            safe_instantiate(OmegaConf.create(node), "x")
+
+
+def test_aliases_that_grow_are_not_followed(folder: Path) -> None:
+    lines = ["a0: &a0 [x, x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 40))]
+    (folder / "config.yaml").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"config\.yaml is damaged: there is an alias"):
+        lowerbound.load(folder)
+
+
+@pytest.mark.parametrize("text", ["", "- a", "a: [", "a: 1\na: 2", "!!python/object/apply:os.system ['true']", "[" * 600, "a: ${b"])
+def test_what_is_no_configuration(text: str, folder: Path) -> None:
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.yaml|names no class"):
+        lowerbound.load(folder)
+
+
+# Pickles.
+
+
+def legacy(marker: Path, path: Path) -> None:
+    torch.save({"state_dict": {}, "x": Pickled(marker)}, path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize(
+    "write", [lambda marker, path: torch.save({"state_dict": {}, "x": Pickled(marker)}, path), legacy], ids=["zip", "legacy"]
+)
+def test_no_checkpoint_runs_code(write: Callable[[Path, Path], None], folder: Path, marker: Path) -> None:
+    for name in ("weights.ckpt", "last.ckpt"):
+        write(marker, folder / name)
+        torch.load(folder / name, weights_only=False)
+        assert marker.exists(), "the attack is none"
+        marker.unlink()
+    with pytest.raises(ValueError, match=r"weights\.ckpt (holds more than tensors|is no checkpoint)") as caught:
+        lowerbound.load(folder)
+    assert "weights_only" not in str(caught.value), "torch's own advice is to run it"
+    assert damage(folder / "last.ckpt")
+    assert newest_whole(folder / "last.ckpt")[0] is None
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("ending", [".npy", ".npz"])
+def test_no_table_runs_code(ending: str, tmp_path: Path, marker: Path) -> None:
+    path = tmp_path / f"rows{ending}"
+    save = np.save if ending == ".npy" else np.savez
+    save(path, np.array([[Pickled(marker)]], dtype=object))
+    found = np.load(path, allow_pickle=True)
+    _ = found if ending == ".npy" else found["arr_0"]
+    assert marker.exists(), "the attack is none"
+    marker.unlink()
+    with pytest.raises(ValueError, match=rf"data\.path=.*rows{ending}"):
+        Table(path=str(path), dim=1).read()
+    path.write_bytes(pickle.dumps(Pickled(marker)))
+    with pytest.raises(ValueError, match=rf"data\.path=.*rows{ending}"):
+        Table(path=str(path), dim=1).read()
+    assert not marker.exists()
