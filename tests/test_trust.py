@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import pydoc
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -17,28 +19,36 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 
 import commands
 import lowerbound
 import zoo
 from lowerbound import claim, cli
+from lowerbound.callbacks import BestWeights
 from lowerbound.checkpoints import damage, newest_whole
 from lowerbound.data import Table
 from lowerbound.evaluation import data_of
 from lowerbound.folder import read_config, read_overrides
 from lowerbound.instantiate import instantiate
-from lowerbound.report import write_report
-from lowerbound.trust import safe_instantiate
+from lowerbound.report import opened, write_report
+from lowerbound.runs import read_runs
+from lowerbound.trust import check_words, safe_instantiate
 from test_configs import choices_of, overrides_of
+
+KEY = "0123456789abcdef" * 2 + "ofatest0"
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder whose model is in closed form, trained beside a key of W&B."""
+    """A run folder whose model is in closed form, trained where there is a key of W&B; beside it is what it printed."""
     place = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        assert commands.train(place, patch, "model=ppca", "latent_dim=2", "~callbacks.pictures", "hydra.run.dir=run") == 0
+    small = ("model=ppca", "latent_dim=2", "~callbacks.pictures", "hydra.run.dir=run", "logger=wandb", "logger.wandb.mode=offline")
+    with pytest.MonkeyPatch.context() as patch, (place / "printed.txt").open("w") as file, redirect_stdout(file), redirect_stderr(file):
+        patch.setenv("WANDB_API_KEY", KEY)
+        assert commands.train(place, patch, *small) == 0
     return place / "run"
 
 
@@ -232,9 +242,7 @@ def test_a_package_of_the_users_own_is_one_that_the_caller_names(
 ) -> None:
     written(folder, placed(placed(config, "model.prior", mine), "trust", ["mine"]))
     predict = commands.called("lowerbound-predict", cli.predict, marker.parent, monkeypatch, capsys)
-    with pytest.raises(
-        ValueError, match=r"model\.prior\._target_=mine\.Mine.*\n.*trust=\[mine\], or lowerbound\.load\(folder, trust=\['mine'\]\)"
-    ):
+    with pytest.raises(ValueError, match=r"model\.prior\._target_=mine\.Mine.*\n.*trust=\[mine\], or lowerbound\.load\(folder, "):
         lowerbound.load(folder)
     code, _, said = predict(str(folder), "output=sample")
     assert code == 2
@@ -272,9 +280,7 @@ def test_no_other_key_of_hydras(key: Any, config: DictConfig) -> None:
         safe_instantiate(OmegaConf.create({"prior": node}), "prior")
 
 
-@pytest.mark.parametrize(
-    "target", ["", ".", "lowerbound", "lowerbound.", ".lowerbound.parts", "lowerbound..parts.Prior", "a b.c", 3, None, ["x"]]
-)
+@pytest.mark.parametrize("target", ["", ".", "lowerbound", "lowerbound.", ".lowerbound.parts", "lowerbound..parts", "a b.c", 3, None, []])
 def test_what_is_no_name_of_a_class(target: Any) -> None:
     with pytest.raises(ValueError, match=r"prior\._target_="):
         safe_instantiate(OmegaConf.create({"prior": {"_target_": target}}), "prior")
@@ -300,15 +306,17 @@ def resolved(*overrides: str) -> DictConfig:
         HydraConfig.instance().cfg = None
 
 
-EXPERIMENTS = [("experiment", name) for name in zoo.choices("experiment")]
+EXPERIMENTS = {name: (f"experiment={name}",) for name in zoo.choices("experiment")}
+EXPERIMENTS["maximum_likelihood"] += ("model=gaussian",)  # of a sweep, its first run
+BUILT = choices_of("prior", "likelihood", "noise", "covariance", "posterior", "network", "model", "data")
 
 
 @pytest.mark.parametrize(
     ("group", "choice"),
-    [*choices_of("prior", "likelihood", "noise", "covariance", "posterior", "network", "model", "data"), *EXPERIMENTS],
+    [*BUILT, *(("experiment", name) for name in EXPERIMENTS)],
 )
 def test_every_configuration_that_trains_is_built_the_same(group: str, choice: str) -> None:
-    config = resolved(*(overrides_of(group, choice) if group != "experiment" else (f"experiment={choice}",)))
+    config = resolved(*(EXPERIMENTS[choice] if group == "experiment" else overrides_of(group, choice)))
     models = []
     for make in (lambda: instantiate(config.model), lambda: safe_instantiate(config, "model")):
         torch.manual_seed(0)
@@ -330,12 +338,7 @@ def test_no_interpolation_reads_a_secret(folder: Path, config: DictConfig, monke
     secret = "${oc.env:SECRET}"
     written(folder, placed(config, "data.seed", secret))
     assert OmegaConf.load(folder / "config.yaml").data.seed == "of the house", "the attack is none"
-    for read in (
-        lowerbound.load,
-        write_report,
-        lambda place: claim.require_same(place, config),
-        lambda place: read_config(place / "config.yaml"),
-    ):
+    for read in (lowerbound.load, write_report, lambda place: claim.require_same(place, config)):
         with pytest.raises(ValueError, match=r"config\.yaml holds an interpolation"):
             read(folder)
     with pytest.raises(ValueError, match=r"model\.prior=.*is not followed"):
@@ -364,16 +367,10 @@ def test_what_is_no_configuration(text: str, folder: Path) -> None:
 # Pickles.
 
 
-def legacy(marker: Path, path: Path) -> None:
-    torch.save({"state_dict": {}, "x": Pickled(marker)}, path, _use_new_zipfile_serialization=False)
-
-
-@pytest.mark.parametrize(
-    "write", [lambda marker, path: torch.save({"state_dict": {}, "x": Pickled(marker)}, path), legacy], ids=["zip", "legacy"]
-)
-def test_no_checkpoint_runs_code(write: Callable[[Path, Path], None], folder: Path, marker: Path) -> None:
+@pytest.mark.parametrize("is_archive", [True, False])
+def test_no_checkpoint_runs_code(is_archive: bool, folder: Path, marker: Path) -> None:
     for name in ("weights.ckpt", "last.ckpt"):
-        write(marker, folder / name)
+        torch.save({"state_dict": {}, "x": Pickled(marker)}, folder / name, _use_new_zipfile_serialization=is_archive)
         torch.load(folder / name, weights_only=False)
         assert marker.exists(), "the attack is none"
         marker.unlink()
@@ -400,3 +397,146 @@ def test_no_table_runs_code(ending: str, tmp_path: Path, marker: Path) -> None:
     with pytest.raises(ValueError, match=rf"data\.path=.*rows{ending}"):
         Table(path=str(path), dim=1).read()
     assert not marker.exists()
+
+
+# Paths.
+
+LINKED = ("config.yaml", "weights.ckpt", "evaluation.json", "report.html", "results.json.part", ".lock", "encode.npy")
+LINKED += ("figures", "figures/x.png", ".hydra", ".hydra/overrides.yaml")
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_no_link_leads_out_of_a_folder(name: str, folder: Path, config: DictConfig, marker: Path) -> None:
+    link = folder / name
+    link.parent.mkdir(exist_ok=True)
+    if link.exists():
+        link.rename(marker)
+    else:
+        marker.write_text("untouched")
+    link.symlink_to(marker)
+    before = marker.stat()
+    uses = (lowerbound.load, lambda place: claim.require_same(place, config), read_runs, lambda place: claim.claimed(place).__enter__())
+    for use in uses:
+        with pytest.raises(ValueError, match=rf"{re.escape(name)} is a link to .*marker, out of its folder"):
+            use(folder)
+    assert (before.st_mtime_ns, before.st_size) == (marker.stat().st_mtime_ns, marker.stat().st_size)
+
+
+def test_a_run_of_a_sweep_is_no_link_out_of_it(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "run").symlink_to(folder)
+    with pytest.raises(ValueError, match="run is a link to"):
+        read_runs(tmp_path / "sweep")
+
+
+def test_links_within_a_folder_and_to_it_are_followed(folder: Path, tmp_path: Path) -> None:
+    (folder / "weights.ckpt").rename(folder / "best.ckpt")
+    (folder / "weights.ckpt").symlink_to("best.ckpt")
+    (tmp_path / "short").symlink_to(folder)
+    assert lowerbound.load(tmp_path / "short").model.latent_dim == 2
+
+
+def test_no_path_of_a_checkpoint_leads_out_of_its_folder(tmp_path: Path) -> None:
+    """Lightning deletes what was the best, once there is a better one."""
+    victim, mine = str(tmp_path / "victim"), str(tmp_path / "mine")
+    state = {"dirpath": mine, "best_model_score": None, "kth_value": None, "best_model_path": victim, "kth_best_model_path": "../victim"}
+    state |= {"best_k_models": {victim: 1.0, "../victim": 2.0}, "last_model_path": victim}
+    theirs, ours = ModelCheckpoint(dirpath=mine), BestWeights()
+    theirs.load_state_dict(copy.deepcopy(state))
+    assert theirs.best_model_path == theirs.last_model_path == victim, "the attack is none"
+    ours.dirpath = mine
+    ours.load_state_dict(state)
+    for path in (ours.best_model_path, ours.kth_best_model_path, *ours.best_k_models):
+        assert Path(path) == Path(mine, "victim")
+    assert ours.last_model_path == ""
+
+
+def test_a_picture_is_a_png_whatever_it_is_called(tmp_path: Path) -> None:
+    """PostScript is a program, which Pillow would give to another one."""
+    path = tmp_path / "x.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    assert Image.open(path).format == "EPS", "the attack is none"
+    with pytest.raises(ValueError, match=r"x\.png is no PNG"):
+        opened(path)
+
+
+# Words, with which `resume=FOLDER` goes on.
+
+WORDS = (
+    "hydra.searchpath=[file:///tmp]",
+    "+hydra.callbacks.x._target_=os.system",
+    "hydra/launcher=slurm",
+    "~hydra.callbacks",
+    "callbacks@hydra.callbacks=default",
+    "--config-dir=/tmp",
+    "-m",
+    "seed=1,2",
+    "model=../../evil",
+    "model=/tmp/evil",
+    "callbacks=[default,../evil]",
+    "likelihood._target_=os.system",
+    "+callbacks.x={_target_: os.system, command: touch x}",
+    "+callbacks.x.y={z: [{_target_: torch.hub.load}]}",
+    "fit.optimizer._target_=torch.hub.load",
+    "likelihood._target_=mine.Mine",
+    "+model._recursive_=false",
+    "name=${oc.env:SECRET}",
+    "+data.x={a: '${oc.env:SECRET}'}",
+    "+logger.wandb.settings.base_url=http://elsewhere",
+    "logger={wandb: {settings: {base_url: elsewhere}}}",
+    "logger.tensorboard.name=../elsewhere",
+    "+logger.x={_target_: lowerbound.tracking.WandB}",
+)
+PLAIN = ("model=vae", "latent_dim=2", "~callbacks.pictures", "logger=[csv,wandb]", "logger=wandb", "data.path=../rows.npy", "name=a b")
+PLAIN += ("logger.wandb.project=mine", "logger.wandb.tags=[a,b]")
+PLAIN += ("fit.optimizer._target_=torch.optim.SGD", "+fit.optimizer.momentum=0.9", "network.encoder.sizes=[8]")
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_words_of_a_folder_only_choose_and_set(word: str) -> None:
+    check_words(PLAIN)
+    with pytest.raises(ValueError, match=re.escape(repr(word))):
+        check_words([*PLAIN, word])
+
+
+def test_a_choice_that_leads_out_of_conf_is_read_by_hydra(tmp_path: Path) -> None:
+    """So that the words have to be looked at."""
+    (tmp_path / "evil.yaml").write_text("_target_: os.system\ncommand: touch marker\n")
+    way = os.path.relpath(tmp_path / "evil", zoo.CONF / "callbacks")
+    assert zoo.composed(f"callbacks={way}").callbacks._target_ == "os.system"
+    with pytest.raises(ValueError, match=r"leads out of conf/"):
+        check_words([f"callbacks={way}"])
+
+
+def test_a_word_that_the_user_says_again_is_the_users(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = commands.called("lowerbound-train", cli.main, folder.parent, monkeypatch, capsys)
+    word = "likelihood._target_=mine.Mine"
+    (folder / "overrides.yaml").write_text(OmegaConf.to_yaml([*(read_overrides(folder, "overrides.yaml") or []), word]))
+    code, _, said = train("resume=stranger")
+    assert code == 2
+    assert f"resume=stranger: its word {word!r} is not taken from the folder" in said
+    code, _, said = train("resume=stranger", word)
+    assert code == 2
+    assert "holds a run of another configuration" in said, "the word was taken"
+
+
+# A key of W&B.
+
+
+def test_no_key_is_kept_with_a_run_or_printed(finished: Path) -> None:
+    files = [path for path in finished.parent.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files)
+    assert "report:" in (finished.parent / "printed.txt").read_text()
+    assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+
+
+@pytest.mark.parametrize("word", ["+logger.wandb.settings.api_key=secret", "+logger.wandb.settings={api_key: secret}"])
+def test_no_key_is_taken_from_the_command_line(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert commands.train(tmp_path, monkeypatch, "logger=wandb", word) == 2
+    assert "WANDB_API_KEY" in (said := capsys.readouterr().err)
+    assert "secret" not in said
+    assert list(tmp_path.iterdir()) == []

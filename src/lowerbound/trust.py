@@ -141,7 +141,7 @@ def _built(node: Any) -> Any:
 def check_words(words: Sequence[str]) -> None:
     """Refuse words of a command line, kept in a run folder, that do more than choose from ``conf/`` and set plain values.
 
-    Those are options, what concerns Hydra itself or how a logger reaches its server, choices outside of ``conf/``, interpolations, and
+    Those are options, what concerns Hydra itself or where a logger sends and writes, choices outside of ``conf/``, interpolations, and
     targets that `safe_instantiate` would not build.
 
     Raises:
@@ -162,8 +162,8 @@ def _objection(word: str) -> str | None:
     if override.is_sweep_override():
         return "it is a sweep"
     choices = value if isinstance(value, list) else [value]
-    if key.startswith("logger.") or (key == "logger" and any(isinstance(choice, dict) for choice in choices)):
-        return "it could send your key elsewhere"
+    if key.partition(".")[0] == "logger" and re.search(r"settings|/|\.\.", f"{key}={value}"):
+        return "it could send your key elsewhere, or write there"
     if "." not in key and any(isinstance(choice, str) and ("/" in choice or ".." in choice) for choice in choices):
         return "it leads out of conf/"
     try:
