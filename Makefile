@@ -2,6 +2,7 @@
 # make ladder [ARGS="data=..."]             every model beside its exact answer: a table and a figure in outputs/ladder
 # make test [ARGS="tests/test_cli.py"]      the tests
 # make lint                                 style and types
+# make audit                                known vulnerabilities of the pinned versions (needs a network)
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: train ladder test lint
+.PHONY: train ladder test lint audit
 
 train: $(VENV)/.installed
 	$(BIN)/lowerbound-train $(ARGS)
@@ -24,6 +25,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/basedpyright
+
+audit:
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet pip-audit
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 # torch by itself first: where a build for this kind of machine (say, a CPU build) is offered beside the general one, that is the one pip takes.
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,12 @@ ALL = BOUNDED | UNBOUNDED
 
 def composed(*overrides: str) -> DictConfig:
     """The configuration of a command line."""
+    return deepcopy(_composed(overrides))
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
+    """Once for all tests: composing takes longer than most of them."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", list(overrides), return_hydra_config=False)
 
