@@ -21,7 +21,7 @@ FLOORS = (
     " resuming claim trust",
     "callbacks pictures tracking studies amortization decoding maximum_likelihood expectation codes imputing principal stories"
     " identities components circumstances report runs connection",
-    "run",
+    "run loaded",
     "__init__ sweep rungs ladder_linear_vae ladder_rows ladder_checks ladder evidence baselines evaluation prediction"
     " latent_space summary sweep_report trials sweep_status jobs launcher",
     "commands explaining sweepers cli slurm",

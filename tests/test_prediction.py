@@ -52,10 +52,22 @@ def test_what_is_written_is_what_the_model_says(output: str, run: Path, command:
             "impute": lambda x: loaded.prepare.inverse(loaded.model.impute(x).mean),
         }[output](x)
     np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-10)
+    for rows, kind in ((raw, np.ndarray), (torch.tensor(raw), torch.Tensor)):
+        answer = getattr(loaded, output)(rows)
+        assert isinstance(answer, kind)
+        assert np.array_equal(found, answer), "the same bits from Python"
     if output == "impute":
         assert np.isfinite(found).all()
         seen = ~np.isnan(raw)
         np.testing.assert_allclose(found[seen], raw[seen], rtol=0, atol=1e-3, err_msg="what was observed comes back")
+
+
+def test_a_code_is_decoded_to_what_its_row_is_reconstructed_to(run: Path) -> None:
+    loaded = lowerbound.load(run)
+    np.testing.assert_array_equal(loaded.decode(loaded.encode(INTEGERS)), loaded.reconstruct(INTEGERS))
+    assert isinstance(loaded.decode(torch.zeros(2, 3)), torch.Tensor)
+    with pytest.raises(ValueError, match=r"codes of shape \(2, 4\), and the model's are \[N, 3\]"):
+        loaded.decode(np.zeros((2, 4)))
 
 
 def test_samples_are_in_the_units_of_the_data(run: Path, command: Predict, tmp_path: Path) -> None:

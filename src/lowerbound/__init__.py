@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lowerbound.components import number_of_components
     from lowerbound.em import EMFit
     from lowerbound.gradient import GradientFit
+    from lowerbound.loaded import Loaded, load
     from lowerbound.model import LatentVariableModel
     from lowerbound.models import (
         autoencoder,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
         ppca,
         vae,
     )
-    from lowerbound.run import Loaded, learn, load
+    from lowerbound.run import learn
     from lowerbound.solve import ClosedFormFit
 
 __all__ = [
@@ -68,7 +69,8 @@ _HOMES = {
         "ppca",
         "vae",
     ),
-    "lowerbound.run": ("Loaded", "learn", "load"),
+    "lowerbound.loaded": ("Loaded", "load"),
+    "lowerbound.run": ("learn",),
     "lowerbound.em": ("EMFit",),
     "lowerbound.solve": ("ClosedFormFit",),
 }

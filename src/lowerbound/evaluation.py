@@ -29,13 +29,13 @@ from lowerbound.evidence import ROWS, Annealing, Estimate, estimates, is_anneale
 from lowerbound.latent_plots import collapse_panel, importance_weighted_curve
 from lowerbound.latent_space import has_units, latent_space, sentences, units_of
 from lowerbound.likelihoods import Bernoulli
+from lowerbound.loaded import Loaded, load
 from lowerbound.metrics import Units
 from lowerbound.mixture import BernoulliComponents
 from lowerbound.model import LatentVariableModel
 from lowerbound.plots import save
 from lowerbound.ranks import place, processes
 from lowerbound.report import write_report
-from lowerbound.run import Loaded, load
 from lowerbound.runs import beta_at_the_end, read_runs
 from lowerbound.sweep_report import summarize
 from lowerbound.trust import safe_instantiate

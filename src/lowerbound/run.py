@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +26,6 @@ from lowerbound.callbacks import BestWeights, LastCheckpoint, Pictures
 from lowerbound.checkpoints import DurableCheckpoints, tidy
 from lowerbound.circumstances import announce, circumstances
 from lowerbound.data import InMemory
-from lowerbound.data.prepare import Preparation
 from lowerbound.devices import is_first
 from lowerbound.errors import whole
 from lowerbound.fit import Fit
@@ -37,48 +35,8 @@ from lowerbound.preemption import Stopped
 from lowerbound.report import as_table, write_report
 from lowerbound.studies import Study
 from lowerbound.tracking import MetricsFile, finish, send_table
-from lowerbound.trust import packages, safe_instantiate
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A run folder as objects: the model with its best weights, the data's preparation, the configuration, the trusted packages."""
-
-    model: LatentVariableModel
-    prepare: Preparation | None
-    config: DictConfig
-    trust: tuple[str, ...] = ()
-
-
-def load(folder: str | Path, trust: str | Sequence[str] = ()) -> Loaded:
-    """The model of a run folder, with the same log-densities to the last bit; nothing in the folder can run code.
-
-    Args:
-        folder: it may be a stranger's.
-        trust: packages of your own, whose classes it may build beside those of this package.
-
-    Raises:
-        ValueError: the folder is no complete run folder, or something in it could do more than hold a model.
-    """
-    files.require_own(folder)
-    config = files.read_config(files.existing(folder, files.CONFIG))
-    checkpoint = files.read_checkpoint(files.existing(folder, files.WEIGHTS))
-    state = files.model_state(checkpoint)
-    model: LatentVariableModel = safe_instantiate(config, "model", trust)
-    model.to(next((value.dtype for value in state.values() if value.is_floating_point()), torch.float32))
-    model.load_state_dict(state)
-    return Loaded(model.eval(), load_preparation(config, checkpoint, trust), config, packages(trust))
-
-
-def load_preparation(config: DictConfig, checkpoint: dict[str, Any], trust: str | Sequence[str] = ()) -> Preparation | None:
-    """How the data were prepared, with the statistics of the training part; None for data modules that do not say."""
-    if "preparation" not in checkpoint:
-        return None
-    prepare: Preparation = safe_instantiate(config, "data.prepare", trust)
-    prepare.load_state_dict(checkpoint["preparation"])
-    return prepare
 
 
 def learn(
