@@ -194,6 +194,11 @@ class EMFit(Solving):
             self.trainer.should_stop = True
         return self.trainer.should_stop
 
+    @property
+    def has_converged(self) -> bool:
+        """Whether the last step changed the objective by less than the tolerance, at parameters of its own."""
+        return not self._is_open
+
     def on_train_end(self) -> None:
         """Say so, if the epochs ended before the tolerance did."""
         if self._is_open and self.tolerance and not self.num_samples:

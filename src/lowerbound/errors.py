@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 from math import inf
+from numbers import Integral, Real
 
 _ALIKE = 0.6  # of the letters in common and in order: `vea` is like `vae`, `dim` is not like `name`
 _AS_GOOD = 0.05  # less alike than the best match and still named beside it
@@ -45,14 +46,14 @@ def _unlikeness(name: str, other: str) -> tuple[float, float]:
 
 
 def whole(value: object, what: str, least: int = 1) -> int:
-    """The value, if it is a whole number of at least `least`.
+    """The value as an int, if it is a whole number of at least `least`; NumPy's numbers are numbers.
 
     Raises:
         ValueError: it is not; `what` names the option.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         raise ValueError(f"{what}={value!r} must be a whole number of at least {least}")
-    return value
+    return int(value)
 
 
 def one(value: object, what: str) -> str:
@@ -67,12 +68,12 @@ def one(value: object, what: str) -> str:
 
 
 def real(value: object, what: str, above: float = -inf, least: float = -inf, below: float = inf) -> float:
-    """The value, if it is a number above `above`, at least `least` and below `below`.
+    """The value as a float, if it is a number above `above`, at least `least` and below `below`; NumPy's numbers are numbers.
 
     Raises:
         ValueError: it is not; `what` names the option.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (above < value < below and value >= least):
+    if isinstance(value, bool) or not isinstance(value, Real) or not (above < float(value) < below and float(value) >= least):
         bounds = {"above": above, "of at least": least, "below": below}
         stated = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if abs(bound) != inf)
         raise ValueError(f"{what}={value!r} must be a number {stated}".rstrip())

@@ -131,7 +131,8 @@ class Fit(LightningModule, ABC):
         data, self.has_missing = getattr(self.trainer, "datamodule", None), False
         self._is_checked = isinstance(data, TensorDataModule)
         if isinstance(data, TensorDataModule):
-            data.require_rows(self.trainer.world_size)
+            needed = [part for part in PARTS if part == "train" or getattr(self.trainer, f"limit_{part}_batches") != 0]
+            data.require_rows(self.trainer.world_size, needed)
             for part in PARTS:
                 for x in data.chunks(part):
                     self._check_data(x)

@@ -111,13 +111,13 @@ class TensorDataModule(LightningDataModule, ABC):
         """The x ``[n, D]`` of `part` as it would be had nothing been hidden: with the same draw, and prepared as what is observed is."""
         return self._fixed_draw(name, unhidden=True)[:limit]
 
-    def require_rows(self, world: int) -> None:
-        """Refuse a part that has fewer rows than there are ranks.
+    def require_rows(self, world: int, parts: Sequence[str] = PARTS) -> None:
+        """Refuse one of the parts that are needed, if it has fewer rows than there are ranks.
 
         Raises:
             ValueError: as said; the message names the option.
         """
-        for name in PARTS:
+        for name in parts:
             if (count := len(self._rows(name).rows)) < world:
                 option = "val_fraction" if name == "train" else f"{name}_fraction"
                 value = getattr(self, option)
