@@ -23,7 +23,7 @@ FLOORS = (
     " identities components circumstances report runs connection",
     "run loaded",
     "__init__ sweep rungs ladder_linear_vae ladder_rows ladder_checks ladder evidence baselines evaluation prediction"
-    " latent_space summary sweep_report trials sweep_status jobs launcher",
+    " latent_space summary sweep_report trials sweep_status jobs launcher estimator estimators",
     "commands explaining sweepers cli slurm",
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names.split()}
