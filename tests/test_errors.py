@@ -1,8 +1,9 @@
 """What was probably meant."""
 
+import numpy as np
 import pytest
 
-from lowerbound.errors import near_matches
+from lowerbound.errors import near_matches, real, whole
 
 KEYS = [
     "seed",
@@ -46,3 +47,12 @@ def test_the_parent_of_a_key_is_no_correction() -> None:
 
 def test_the_order_of_what_is_known_does_not_matter() -> None:
     assert near_matches("x.dim", KEYS, limit=5) == near_matches("x.dim", KEYS[::-1], limit=5)
+
+
+def test_the_numbers_of_numpy_are_numbers() -> None:
+    assert [type(number) for number in (whole(np.int64(3), "n"), real(np.float32(0.5), "r"))] == [int, float]
+    for wrong in (np.float64(3.0), np.int64(0), np.bool_(True), True):
+        with pytest.raises(ValueError, match="n="):
+            whole(wrong, "n")
+    with pytest.raises(ValueError, match="r="):
+        real(np.float64("nan"), "r")

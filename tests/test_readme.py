@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,3 +76,11 @@ def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
         [sys.executable, "-c", before + example], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_estimators_of_the_readme_run() -> None:
+    found: dict[str, Any] = {}
+    exec(block("python", "from lowerbound.estimators").replace("max_epochs=20", "max_epochs=1"), found)
+    assert np.shape(found["z"]) == (1797, found["search"].best_params_["ppca__n_components"])
+    assert np.isfinite(found["bound"]).all()
+    assert np.shape(found["new"]) == (16, 64)
