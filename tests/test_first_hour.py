@@ -36,7 +36,7 @@ def walked(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(block(language, f"# {name}"))
     look = block("python", "import lowerbound\n\nrun = ").replace("outputs/vae_digits/2026-01-31_12-00-00", "first")
-    (folder / "notebook.py").write_text(look.join(NOTEBOOK) + block("python", "from sklearn"))
+    (folder / "notebook.py").write_text(look.join(NOTEBOOK) + block("python", "from lowerbound.estimators"))
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HYDRA"))}
     environment = clean | {"PATH": f"{installed}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([WALK], cwd=folder, env=environment, capture_output=True, text=True, timeout=600)

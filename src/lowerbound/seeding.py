@@ -5,8 +5,6 @@ from __future__ import annotations
 import warnings
 
 import torch
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 TRIES, STEPS = 5, 10  # ten separate clusters in ten dimensions were found by 96% of starts; by 70% with one try
@@ -20,6 +18,9 @@ def centres(x: Tensor, count: int) -> Tensor:
     Raises:
         ValueError: there are fewer rows than that.
     """
+    from sklearn.cluster import KMeans  # here, so that no other model waits for it
+    from sklearn.exceptions import ConvergenceWarning
+
     if len(x) < count:
         raise ValueError(f"num_components={count} needs as many training rows, and there are {len(x)}")
     filled = torch.where(x.isnan(), x.nanmean(0).nan_to_num(0.0), x)
