@@ -18,9 +18,9 @@ FLOORS = (
     "model models data.synthetic data.__init__",
     "objectives bounds annealing aggregate metrics starts axes linear_objectives equations",
     "fit gradient solve em plots em_plots ladder_plots linear_plots study_plots folder component_plots latent_plots sweep_plots ranks"
-    " resuming claim trust",
+    " resuming claim trust nonfinite",
     "callbacks pictures tracking studies amortization decoding maximum_likelihood expectation codes imputing principal stories"
-    " identities components circumstances report runs connection",
+    " identities components circumstances report runs connection faults",
     "run loaded",
     "__init__ sweep rungs ladder_linear_vae ladder_rows ladder_checks ladder evidence baselines evaluation prediction"
     " latent_space summary sweep_report trials sweep_status jobs launcher estimator estimators",

@@ -166,8 +166,14 @@ def test_debug_raises(command: Command) -> None:
 
 
 def test_a_fault_of_the_program_is_not_hidden(command: Command) -> None:
+    answer = command("hydra.run.dir=run", train=fail(RuntimeError("a fault")))
+    assert answer.code == 1
+    first, _, third = answer.err.splitlines()
+    assert first.startswith(f"{cli.PROGRAM}: RuntimeError: a fault (tests/test_cli.py, line ")
+    assert third.strip().endswith("failure.txt; debug=true shows it.")
+    assert "Traceback (most recent call last)" in Path("run/failure.txt").read_text()
     with pytest.raises(RuntimeError, match="a fault"):
-        command(train=fail(RuntimeError("a fault")))
+        command("debug=true", train=fail(RuntimeError("a fault")))
 
 
 def test_a_sweep_runs_what_it_can_and_fails_at_the_end(command: Command) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from time import monotonic
 from typing import Any, final
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
@@ -23,11 +25,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lowerbound import pictures, plots, preemption
+from lowerbound.checkpoints import require_room
 from lowerbound.data.batches import TensorBatches
 from lowerbound.data.module import TensorDataModule
 from lowerbound.errors import real, whole
 from lowerbound.fit import Fit, rows
-from lowerbound.folder import FIGURES, LAST, WEIGHTS
+from lowerbound.folder import FIGURES, LAST, WEIGHTS, write_whole
 from lowerbound.model import LatentVariableModel
 from lowerbound.preemption import Stopped
 from lowerbound.randomness import own_generators
@@ -90,6 +93,10 @@ class LastCheckpoint(Checkpoint):
         self.every_n_steps = None if every_n_steps is None else whole(every_n_steps, "callbacks.last.every_n_steps")
         self._pause = self.every_seconds
         self._saved_at, self._saved_step = monotonic(), -1
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a folder without room for the weights, before anything is learnt."""
+        require_room(Path(trainer.default_root_dir) / LAST, sum(t.nbytes for t in pl_module.state_dict().values()))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count, or say where the run goes on."""
@@ -210,7 +217,7 @@ class Pictures(Callback):
         with torch.no_grad(), own_generators(0), _evaluating(model):
             for name, figure in self._figures(trainer, model):
                 pixels = plots.pixels(figure)
-                Image.fromarray(pixels).save(folder / f"{name}.png")
+                write_whole(folder / f"{name}.png", _png(pixels))
                 for logger in trainer.loggers:
                     send_picture(logger, f"figures/{name}", pixels, trainer.global_step)
 
@@ -223,6 +230,12 @@ class Pictures(Callback):
         x, labels, shape = _validation_data(trainer, model, self.num_codes)
         if len(x):
             yield from pictures.of_model(model, x, labels, shape, _unhidden(trainer, len(x)), self.num_images)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    return file.getvalue()
 
 
 def _validation_data(trainer: Trainer, model: LatentVariableModel, most: int) -> tuple[Tensor, Tensor | None, tuple[int, ...] | None]:

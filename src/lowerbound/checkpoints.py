@@ -6,14 +6,17 @@ A checkpoint is torch's zip archive, in which every record has its CRC-32. torch
 from __future__ import annotations
 
 import os
+from errno import ENOSPC
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, final
+from shutil import disk_usage
+from typing import IO, Any, cast, final
 from zipfile import ZipFile
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from lowerbound.errors import TooLargeError
+from lowerbound.errors import TooLargeError, size
 from lowerbound.sizes import check_archive
 
 PREVIOUS, BESIDE = ".prev", ".part"  # after a checkpoint's name: the one before it, and one that is being written
@@ -24,17 +27,64 @@ class DurableCheckpoints(TorchCheckpointIO):
     """Writing checkpoints so that a kill or a power cut at any moment leaves a whole one: the new one, or that before it."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
-        """Write beside, flush to the disk, keep the old one as ``.prev``, and rename."""
+        """Write beside, flush to the disk, keep the old one as ``.prev``, and rename.
+
+        Raises:
+            OSError: it could not be written whole, and the old one is left as it was; the message says how much room it takes.
+        """
         place = Path(path)
         beside = _with(place, BESIDE)
-        with beside.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with beside.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:  # torch makes its own error of one in writing
+            beside.unlink(missing_ok=True)
+            raise _too_large(checkpoint, place, error) from error
         if place.exists():
             _keep(place, _with(place, PREVIOUS))
         os.replace(beside, place)
         _flush_folder(place.parent)
+
+
+@final
+class _Counter(RawIOBase):
+    """A file that only counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 0
+
+    def write(self, part: Any) -> int:
+        """Count the bytes."""
+        self.size += len(part)
+        return len(part)
+
+
+def _too_large(checkpoint: dict[str, Any], place: Path, error: BaseException) -> BaseException:
+    """What was wrong with writing it, with how much room it takes and how much there is; what has nothing to do with room, as it is."""
+    cause = next((cause for cause in (error, error.__cause__, error.__context__) if isinstance(cause, OSError)), None)
+    counter = _Counter()
+    torch.save(checkpoint, cast(IO[bytes], counter))
+    number = ENOSPC if cause is None else cause.errno
+    if cause is None and disk_usage(place.parent).free >= counter.size:
+        return error
+    return OSError(number, _room(counter.size, place, number or ENOSPC), str(place))
+
+
+def require_room(place: Path, count: int) -> None:
+    """Refuse to begin what cannot be kept: a file of at least so many bytes.
+
+    Raises:
+        OSError: there is no room for it; the message says how much there is.
+    """
+    if disk_usage(place.parent).free < count:
+        raise OSError(ENOSPC, _room(count, place, ENOSPC, "at least "), str(place))
+
+
+def _room(count: int, place: Path, number: int, more: str = "") -> str:
+    return f"{os.strerror(number)}: it takes {more}{size(count)}, and {size(disk_usage(place.parent).free)} are free"
 
 
 def damage(path: Path) -> str | None:

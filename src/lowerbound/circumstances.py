@@ -13,7 +13,9 @@ from lowerbound import folder as files
 from lowerbound.data.module import PARTS, TensorDataModule
 from lowerbound.equations import equations
 from lowerbound.fit import Fit
+from lowerbound.gradient import GradientFit
 from lowerbound.model import LatentVariableModel
+from lowerbound.tracking import METRICS, read_metrics
 from lowerbound.wording import unit, written
 
 SOME = 100  # rows, which show of what kind all are
@@ -36,6 +38,7 @@ def circumstances(trainer: Trainer, fit: Fit, data: LightningDataModule, name: s
         "devices": trainer.world_size,
         "versions": files.versions(),
         "git_commit": files.git_commit(),
+        "batches_left_out": fit.left_out if isinstance(fit, GradientFit) else 0,
         "is_floored": floored is not None,
         "remarks": fit.remarks + ([floored] if floored else []),
     }
@@ -64,6 +67,17 @@ def measure(model: LatentVariableModel, data: LightningDataModule) -> str | None
 def counted(number: int, what: str) -> str:
     """The number with the word for it."""
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+@rank_zero_only
+def announce_reached(folder: Path) -> None:
+    """Print what the last validation of a run that was stopped has found, and how it is gone on with."""
+    columns, here = read_metrics(folder / METRICS), os.path.relpath(folder)
+    numbers = {key: values[-1] for key, values in columns.items() if values and key.startswith("val/")}
+    if numbers:
+        print(f"\nstopped; the last validation, after optimizer step {columns['step'][-1]:.0f}:")
+        print("\n".join(f"  {key:<20}{written(value)}{unit(key)}" for key, value in numbers.items()))
+    print(f"  go on with:  lowerbound-train resume={here}", flush=True)
 
 
 @rank_zero_only

@@ -9,6 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from lowerbound import preemption, sweepers
 from lowerbound.commands import EVALUATE, LADDER, PREDICT, REPORT, SWEEP, TRAIN, Command
 from lowerbound.defaults import conf_folder
 from lowerbound.devices import check_started, check_sweep, is_first, without_folder
-from lowerbound.errors import NonFiniteError, OccupiedError, Remark
+from lowerbound.errors import FaultError, NonFiniteError, OccupiedError, Remark
 from lowerbound.explaining import HYDRA_VERSION, USER_ERRORS, explain, items
 from lowerbound.jobs import quoted
 from lowerbound.preemption import Stopped
@@ -58,9 +59,11 @@ def main(command: Command = TRAIN) -> int:
         _refuse_keys(sys.argv[1:])
         sys.argv[1:] = _resumed(sys.argv[1:]) if command == TRAIN else sys.argv[1:]
         hydra.main(config_path=str(conf_folder()), config_name=command.config, version_base=HYDRA_VERSION)(task)()
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, OSError) as error:
         if "debug=true" in sys.argv:
             raise
+        if not isinstance(error, USER_ERRORS):  # Hydra's own, of a folder that cannot be made or written
+            error = FaultError(f"{error.filename or 'the run folder'}: {error.strerror}.\nChoose another place with hydra.run.dir=FOLDER.")
         return _report(error, command)
     return 0
 
@@ -159,13 +162,35 @@ def _task(cfg: DictConfig, command: Command) -> object:
             print("\n".join(filter(None, [str(stop), preemption.requeue()])), file=sys.stderr)
         raise SystemExit(stop.exit_code) from stop
     except BaseException as error:
-        if command == TRAIN and isinstance(error, KeyboardInterrupt | SystemExit) and preemption.received():  # a second Ctrl-C
-            raise SystemExit(Stopped().exit_code) from error
-        if command == TRAIN and is_first() and not isinstance(error, OccupiedError):
-            _note_failure(error)
-        if not isinstance(error, USER_ERRORS) or cfg.debug or HydraConfig.get().mode is not RunMode.RUN:
+        if command != TRAIN:
+            _answer(error, cfg, command)
             raise
+        if isinstance(error, KeyboardInterrupt | SystemExit) and preemption.received():  # a second Ctrl-C
+            raise SystemExit(Stopped().exit_code) from error
+        known = _understood(error, cfg)
+        if not isinstance(error, OccupiedError):
+            _note_failure(known)
+        _answer(known, cfg, command)
+        if cfg.debug or known is error:
+            raise
+        raise known from error
+
+
+def _answer(error: BaseException, cfg: DictConfig, command: Command) -> None:
+    """End a single run with an answer, if the error is one."""
+    if isinstance(error, USER_ERRORS) and not cfg.debug and HydraConfig.get().mode is RunMode.RUN:
         raise SystemExit(_report(error, command)) from error
+
+
+def _understood(error: BaseException, cfg: DictConfig) -> BaseException:
+    """The error as an answer; a library's end with exit code 0 is none of a run. What is an answer already stays as it is."""
+    if isinstance(error, SystemExit) and not error.code:
+        return FaultError("something in the run has ended the program with exit code 0, before there were results")
+    if isinstance(error, USER_ERRORS) or not isinstance(error, Exception):
+        return error
+    from lowerbound.faults import explained  # here, so that help and a typo need not wait for torch
+
+    return explained(error, cfg, Path(HydraConfig.get().runtime.output_dir))
 
 
 def _begin(cfg: DictConfig) -> None:
@@ -191,13 +216,19 @@ def check_value(value: object) -> object:
 
 
 def _note_failure(error: BaseException) -> None:
-    """Let the run folder say why it has no results; one that has finished has them, whatever is asked of it later."""
+    """Let the run folder say why it has no results; one that has finished has them, whatever is asked of it later.
+
+    Other processes than the first do so where that one has died.
+    """
     from lowerbound.claim import is_claimed
-    from lowerbound.folder import FAILURE, RESULTS
+    from lowerbound.folder import CONFIG, FAILURE, RESULTS, write_whole
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if not is_claimed(folder) and (isinstance(error, NonFiniteError) or not (folder / RESULTS).exists()):
-        (folder / FAILURE).write_text(f"{type(error).__name__}: {error}\n", encoding="utf-8")
+    is_ours = is_first() or ((folder / CONFIG).is_file() and not (folder / FAILURE).exists())
+    with suppress(OSError):  # of which it may be about
+        if is_ours and not is_claimed(folder) and (isinstance(error, NonFiniteError) or not (folder / RESULTS).exists()):
+            lines = [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]
+            write_whole(folder / FAILURE, "\n".join(lines) + "\n")
 
 
 def _quieten_lightning() -> None:
@@ -242,7 +273,7 @@ def _report(error: Exception, command: Command) -> int:
     args = get_args(sys.argv[1:])
     lines = explain(error, args.overrides, args.config_dir, command)
     print(f"{command.name}: " + "\n  ".join(lines), file=sys.stderr)
-    return 1 if isinstance(error, NonFiniteError) else 2
+    return 1 if isinstance(error, FaultError) else 2
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from lowerbound import nonfinite
 from lowerbound.data.batches import TensorBatches
 from lowerbound.distributions import Delta
 from lowerbound.errors import real, whole
@@ -121,8 +122,8 @@ class EMFit(Solving):
         elif self.is_stepwise:
             is_block = isinstance(self.trainer.train_dataloader, TensorBatches)
             block = batch if is_block else rows(batch, self.model.data_dim).unsqueeze(0)  # [K, B, D]
-            for x in block[: self._steps_left(len(block))]:
-                self._mix(x)
+            for i, x in enumerate(block[: self._steps_left(len(block))]):
+                self._mix(x, i)
         else:
             super().training_step(batch, batch_idx)
 
@@ -162,6 +163,7 @@ class EMFit(Solving):
         statistics = {name: self.over_ranks(value) for name, value in self._sums.items()}
         count = self.over_ranks(torch.tensor(self._count, dtype=torch.float64, device=self.device)).item()
         means = self.over_ranks(self._terms) / count
+        self.require_finite(means)
         self._count, self._sums = 0, {}
         self.step(lambda: self.model.maximize(statistics))
         self.report(means, count)
@@ -176,6 +178,7 @@ class EMFit(Solving):
         while True:
             statistics = likelihood.expected(moments, self.model)
             means = likelihood.terms(statistics, self.model)
+            self.require_finite(means)
             self.step(lambda statistics=statistics: likelihood.maximize(statistics))
             if self._end_if_converged(means[0].item()) or self.clock.now >= last:
                 break
@@ -207,9 +210,12 @@ class EMFit(Solving):
                 f"fit.tolerance={self.tolerance:g}: give more trainer.max_epochs, or a larger tolerance"
             )
 
-    def _mix(self, x: Tensor) -> None:
-        """A step of stepwise EM: the batch's statistics, as if all data were like it, mixed into the old ones."""
+    def _mix(self, x: Tensor, i: int) -> None:
+        """A step of stepwise EM: the statistics of batch `i` of the block, as if all data were like it, mixed into the old ones."""
         q, terms = self._expect(x)
+        self.require_finite(
+            self.over_ranks(terms), lambda: nonfinite.first_bad([self.objective(self.model, x, self.clock)], self.trainer, i)
+        )
         counts = self.over_ranks(torch.tensor(float(len(x)), device=self.device)).item()
         new = {name: self.over_ranks(value) * (self.num_data / counts) for name, value in self._statistics(x, q).items()}
         self._sums = mixed(self._sums, new, (self.clock.now + 2) ** -self.kappa) if self._sums else new

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import SequenceMatcher
-from math import inf
+from math import inf, log10
 from numbers import Integral, Real
 
 _ALIKE = 0.6  # of the letters in common and in order: `vea` is like `vae`, `dim` is not like `name`
 _AS_GOOD = 0.05  # less alike than the best match and still named beside it
 
 
-class NonFiniteError(ValueError):
-    """A loss became NaN or infinite; the message names the step, the term and the last good checkpoint."""
+class FaultError(ValueError):
+    """A run that could not go on, through no mistake in its command; the message says what, where, and what would help."""
+
+
+class NonFiniteError(FaultError):
+    """A loss became NaN or infinite; the message names the step, the term, the rows and the last good checkpoint."""
 
 
 class OccupiedError(ValueError):
@@ -43,6 +47,12 @@ def _unlikeness(name: str, other: str) -> tuple[float, float]:
     whole = 1 - SequenceMatcher(None, name, other).ratio()
     last = 1 - SequenceMatcher(None, name.rpartition(".")[2], other.rpartition(".")[2]).ratio()
     return min(whole, last), whole
+
+
+def size(count: float) -> str:
+    """A number of bytes as it is read: 12.3 MB."""
+    power = min(int(log10(max(count, 1)) // 3), 4)
+    return f"{count / 1000**power:.{1 if power else 0}f} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def whole(value: object, what: str, least: int = 1) -> int:

@@ -17,6 +17,8 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
+from errno import ENOSPC
 from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
@@ -102,11 +104,38 @@ def write_results(folder: Path, results: Mapping[str, Any]) -> None:
     write_whole(folder / RESULTS, json.dumps(results, indent=2) + "\n")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file beside its place, and move it there."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file beside its place, and move it there.
+
+    Raises:
+        OSError: it could not be written, and what was in its place still is; the error names it.
+    """
     beside = path.with_name(f"{path.name}.part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    try:
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(beside, path)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        error.filename = str(path)
+        raise
+
+
+def append_whole(path: Path, text: str) -> None:
+    """Add to the end of a file all of the text, or nothing.
+
+    Raises:
+        OSError: it could not be written; the error names the file.
+    """
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            if file.write(text.encode()) < len(text.encode()):
+                raise OSError(ENOSPC, os.strerror(ENOSPC))  # which the rest would be told
+        except OSError as error:
+            file.truncate(end)
+            error.filename = str(path)
+            raise
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -6,29 +6,32 @@ much as a step of a small model. K never changes the result. A plain batch ``[B,
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from math import inf
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from lowerbound import nonfinite
 from lowerbound.data.batches import TensorBatches
-from lowerbound.errors import NonFiniteError, real, whole
+from lowerbound.errors import real, whole
 from lowerbound.fit import Fit, rows
-from lowerbound.folder import last_good
 from lowerbound.metrics import sums
 from lowerbound.model import LatentVariableModel
-from lowerbound.objectives import Objective
+from lowerbound.objectives import Bound, Objective
 from lowerbound.schedules import Schedule, Step
 from lowerbound.starts import Start
 
 T = TypeVar("T")
+
+LEAVE_OUT = "fit.skip_nonfinite=10 leaves out up to ten such batches"
 
 
 def made(option: str, make: Callable[..., T], argument: object) -> T:
@@ -49,7 +52,9 @@ class GradientFit(Fit):
     `optimizer` makes an optimizer from parameters, `scheduler` a torch learning-rate scheduler from an optimizer (stepped after
     every optimizer step), or is a `Schedule` of factors on the learning rate. `clip` bounds the norm of the gradient, `ema` is the
     decay per optimizer step of an exponential average of the weights, which is then what is validated and saved. `start` sets
-    the parameters from training rows before the first step; None keeps them.
+    the parameters from training rows before the first step; None keeps them. At most `skip_nonfinite` batches of which a term or the
+    gradient is not finite are left out, without an optimizer step; the next one ends the run, as with 0 the first one does. To look
+    before each step costs a GPU its lead over the processor, so with 0 a block is looked at once, at its end.
 
     Raises:
         ValueError: an option is out of its range.
@@ -66,9 +71,11 @@ class GradientFit(Fit):
         clip: float | None = None,
         ema: float | None = None,
         start: Start | None = None,
+        skip_nonfinite: int = 0,
     ) -> None:
         super().__init__(model, objective, start)
         self.automatic_optimization = False
+        self.skip_nonfinite, self.left_out = whole(skip_nonfinite, "fit.skip_nonfinite", least=0), 0
         self.steps_per_execution = whole(steps_per_execution, "fit.steps_per_execution")
         self.make_optimizer, self.scheduler = optimizer, scheduler
         self.clip = None if clip is None else real(clip, "fit.clip, the largest norm of the gradient,", above=0)
@@ -137,9 +144,12 @@ class GradientFit(Fit):
             block = block[: self.trainer.max_steps - self.global_step]
         share = self._mean_rows(block.shape[1])
         optimizer, scheduler = self._optimizer, self.lr_schedulers()
-        terms = torch.stack([self._ascend(x, share, optimizer, scheduler) for x in block])  # [K, 3]
-        self._require_finite(terms)
-        total, count = terms.sum(0), block.shape[0] * block.shape[1]
+        bounds = [bound for i, x in enumerate(block) if (bound := self._ascend(x, i, share, optimizer, scheduler)) is not None]
+        if not bounds:
+            return
+        terms = torch.stack([sums(bound) for bound in bounds])  # [K, 3]
+        self._require_finite(terms, bounds)
+        total, count = terms.sum(0), len(bounds) * block.shape[1]
         self.train_means.update(total, count)
         self.rows_seen += count
         if count:
@@ -151,19 +161,37 @@ class GradientFit(Fit):
             return rows
         return float(self.trainer.strategy.reduce(torch.tensor(float(rows), device=self.device), reduce_op="mean"))
 
-    def _ascend(self, x: Tensor, share: float, optimizer: LightningOptimizer, scheduler: Any) -> Tensor:
-        """One optimizer step on ``[B, D]``; the sums over data of the bound's terms, ``[3]``."""
+    def _ascend(self, x: Tensor, i: int, share: float, optimizer: LightningOptimizer, scheduler: Any) -> Bound | None:
+        """One optimizer step on ``[B, D]``, batch `i` of the block; the terms of the bound, or None if it was left out."""
         if isinstance(self.scheduler, Schedule):
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * self.scheduler(self.clock)
         bound = self.objective(self.model, x, self.clock)
         optimizer.zero_grad()  # here, so that the new gradients take the memory of the old ones
         self.manual_backward(-bound.value.sum() / share)
+        bound = bound.detached()
+        if self.skip_nonfinite and self._leaves_out(bound, i):
+            return None
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
         self._after_step()
-        return sums(bound)
+        return bound
+
+    def _leaves_out(self, bound: Bound, i: int) -> bool:
+        """Whether a term or the gradient is not finite on any rank, and so batch `i` of the block is left out by all of them."""
+        scaled = self.trainer.precision == "16-mixed"  # whose scaler leaves out steps itself until it has found its scale
+        gradients = () if scaled else (p.grad for p in self.model.parameters())
+        numbers = [number for number in (*bound, *gradients) if number is not None]
+        if not nonfinite.any_rank(~torch.stack([number.isfinite().all() for number in numbers]).all(), self.trainer):
+            return False
+        bad, step = nonfinite.first_bad([bound], self.trainer, i), self.clock.now + 1
+        if self.left_out == self.skip_nonfinite:
+            raise nonfinite.error(step, bad, self.trainer, f"fit.skip_nonfinite={self.left_out} batches have been left out already")
+        self.left_out += 1
+        where = nonfinite.where(step, bad, self.trainer)
+        rank_zero_only(print)(f"{where}; left out, {self.left_out} of at most {self.skip_nonfinite}", file=sys.stderr)
+        return True
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradient: here, because under fp16 it is unscaled only now."""
@@ -182,15 +210,28 @@ class GradientFit(Fit):
         name, value = ("elbo", reconstruction - kl) if self.model.is_bounded else ("reconstruction", reconstruction)
         self.log(name, value, prog_bar=True, logger=False)
 
-    def _require_finite(self, terms: Tensor) -> None:
-        """Stop at a term ``[K, 3]`` that is not finite, naming it and the optimizer step."""
-        finite = terms.isfinite()
-        if finite.all():
-            return
-        first = int((~finite).any(1).nonzero()[0])
-        names = [name for name, good in zip(("objective", "reconstruction", "kl"), finite[first].tolist(), strict=True) if not good]
-        step = self.clock.now - len(terms) + first + 1
-        raise NonFiniteError(
-            f"optimizer step {step}: {' and '.join(names)} not finite. {last_good(Path(self.trainer.default_root_dir))}.\n"
-            "A lower fit.optimizer.lr, fit.clip=1 or a higher noise.min_scale often helps."
-        )
+    def _require_finite(self, terms: Tensor, bounds: list[Bound]) -> None:
+        """Stop, on all ranks together, at a term ``[K, 3]`` that is not finite."""
+        if nonfinite.any_rank(~terms.isfinite().all(), self.trainer):
+            bad = nonfinite.first_bad(bounds, self.trainer)
+            raise nonfinite.error(self.clock.now - len(bounds) + bad.batch + 1, bad, self.trainer, f"{nonfinite.HELP}; {LEAVE_OUT}")
+
+    def on_train_end(self) -> None:
+        """Say how many batches were left out."""
+        if self.left_out:
+            self._remark(f"{self.left_out} batches were left out, of which a term or the gradient was not finite (fit.skip_nonfinite)")
+
+    def _begin(self) -> None:
+        """Begin without a past."""
+        super()._begin()
+        self.left_out = 0
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep how many batches were left out."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["left_out"] = self.left_out
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back."""
+        super().on_load_checkpoint(checkpoint)
+        self.left_out = checkpoint["left_out"]

@@ -34,6 +34,10 @@ class Bound(NamedTuple):
     reconstruction: Tensor
     kl: Tensor | None
 
+    def detached(self) -> Bound:
+        """The same numbers, without the way that led to them."""
+        return Bound(self.value.detach(), self.reconstruction.detach(), None if self.kl is None else self.kl.detach())
+
 
 class Objective(ABC):
     """What to maximise. Implement `__call__`; `beta` is the weight of the KL, where the objective has one."""

@@ -66,7 +66,7 @@ def write_report(folder: Path) -> Path | None:
         )
     )
     path = folder / files.REPORT
-    path.write_text(page, encoding="utf-8")
+    files.write_whole(path, page)
     return path
 
 

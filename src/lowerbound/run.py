@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from math import isfinite
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,14 +26,15 @@ from lowerbound import claim, preemption
 from lowerbound import folder as files
 from lowerbound.callbacks import BestWeights, LastCheckpoint, Pictures
 from lowerbound.checkpoints import DurableCheckpoints, tidy
-from lowerbound.circumstances import announce, circumstances
+from lowerbound.circumstances import announce, announce_reached, circumstances
 from lowerbound.data import InMemory
 from lowerbound.devices import is_first
-from lowerbound.errors import whole
+from lowerbound.errors import NonFiniteError, whole
+from lowerbound.faults import Entire
 from lowerbound.fit import Fit
 from lowerbound.instantiate import instantiate
 from lowerbound.model import LatentVariableModel
-from lowerbound.preemption import Stopped
+from lowerbound.preemption import INTERRUPTED, Stopped
 from lowerbound.report import as_table, write_report
 from lowerbound.studies import Study
 from lowerbound.tracking import MetricsFile, finish, send_table
@@ -101,8 +104,16 @@ def _train(config: DictConfig, folder: Path) -> float:
         results = conclude(trainer, fit, data, folder)
         for logger in trainer.loggers:
             send_table(logger, "numbers", *as_table(results))
+    except Stopped as stop:
+        if stop.exit_code == INTERRUPTED:
+            conclude_early(trainer, fit, folder)
+        finish(trainer.loggers, {}, exit_code=stop.exit_code)
+        wait_for_the_first(trainer)
+        raise
     except BaseException as error:
-        finish(trainer.loggers, {}, exit_code=error.exit_code if isinstance(error, Stopped) else 1)
+        if not isinstance(error, ValueError):
+            error.add_note(f"after optimizer step {fit.clock.now}")
+        finish(trainer.loggers, {}, exit_code=1)
         if isinstance(error, MisconfigurationException):
             raise ValueError(str(error)) from error
         raise
@@ -114,6 +125,25 @@ def _train(config: DictConfig, folder: Path) -> float:
         write_report(folder)
         announce(results, folder)
     return results[fit.monitor]
+
+
+def conclude_early(trainer: Trainer, fit: Fit, folder: Path) -> None:
+    """Draw what Ctrl-C has left, and tell the numbers of the last validation."""
+    callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue] set in its constructor
+    try:
+        for callback in callbacks:
+            if isinstance(callback, Pictures):
+                callback.draw(trainer, fit)
+    except Exception as error:  # it ends as it would without pictures
+        print(f"no pictures: {type(error).__name__}: {error}", file=sys.stderr)
+    announce_reached(folder)
+
+
+def wait_for_the_first(trainer: Trainer) -> None:
+    """Let the other processes end after the first: Lightning kills that one when one that it has started ends with an exit code."""
+    if trainer.world_size > 1:
+        with suppress(RuntimeError):  # it was killed
+            trainer.strategy.barrier()
 
 
 def _checkpoint(folder: Path) -> str | None:
@@ -144,7 +174,7 @@ def check_trainer(trainer: DictConfig) -> None:
 
 def make_trainer(config: DictConfig, folder: Path) -> Trainer:
     """The Trainer with its callbacks and loggers; they write into the run folder."""
-    callbacks: list[Callback] = [MetricsFile(), *(instantiate(node) for node in config.callbacks.values())]
+    callbacks: list[Callback] = [Entire(), MetricsFile(), *(instantiate(node) for node in config.callbacks.values())]
     loggers: list[Logger] = [instantiate(node, save_dir=str(folder)) for node in config.logger.values()]
     watched = config.trainer.enable_progress_bar and sys.stderr.isatty()  # in a log file a bar is a thousand lines
     plugins: list[object] = [DurableCheckpoints()]
@@ -188,4 +218,6 @@ def conclude(trainer: Trainer, fit: Fit, data: LightningDataModule, folder: Path
             callback.draw(trainer, fit)
         if isinstance(callback, Study):
             numbers |= callback.conclude(trainer, fit)
+    if bad := [key for key, value in numbers.items() if not isfinite(value)]:
+        raise NonFiniteError(f"{', '.join(bad)} not finite at the end, of the best weights. {files.last_good(folder)}.")
     return numbers | {"optimizer_steps": steps, "epochs": epochs}

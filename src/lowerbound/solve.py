@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lowerbound import nonfinite
 from lowerbound.data.batches import OnePass
 from lowerbound.data.module import TensorDataModule
 from lowerbound.fit import WHOLE, Fit, rows
 from lowerbound.model import LatentVariableModel
+from lowerbound.nonfinite import Bad
 from lowerbound.parts import ClosedForm, OnMoments
 from lowerbound.schedules import Step
 from lowerbound.starts import AsItIs, FromRows, Start
@@ -26,6 +28,7 @@ from lowerbound.statistics import Moments, Triangle
 
 ROWS = FromRows()
 LEAST_ROWS, NUMBERS = 1024, 2**24  # in a chunk of rows: a chunk costs a few milliseconds whatever it holds
+ADVICE = "data.prepare.standardize=true or a higher noise.min_scale may help; rows with numbers of another order of magnitude should go"
 MISSING = "fit=closed_form: the training data have missing entries (NaN), and so no closed form; choose fit=em or fit=gradient"
 
 
@@ -110,6 +113,17 @@ class Solving(Fit, ABC):
         if self.trainer.is_last_batch:
             self.finish()
 
+    def require_finite(self, sums: Tensor, find: Callable[[], Bad] | None = None) -> None:
+        """Stop before an M-step whose sums are not finite, while the parameters are still good; `find` finds the rows of a batch."""
+        if not sums.isfinite().all():
+            raise nonfinite.error(self.clock.now + 1, (find or self._bad_rows)(), self.trainer, ADVICE)
+
+    def _bad_rows(self) -> Bad:
+        loader: Any = self.trainer.train_dataloader
+        chunks = loader.chunks if isinstance(loader, OnePass) else loader
+        bounds = (self.objective(self.model, rows(x, self.model.data_dim), self.clock) for x in chunks)
+        return nonfinite.bad_rows(bounds, self.trainer)
+
     def _chunks(self, batch: Any) -> Iterator[Tensor]:
         for chunk in batch.chunks if isinstance(batch, OnePass) else (batch,):
             x = rows(chunk, self.model.data_dim)
@@ -181,6 +195,7 @@ class ClosedFormFit(Solving):
         assert isinstance(likelihood, ClosedForm)
         assert self._summary is not None
         summary = self._summary.summed(self.over_ranks) if isinstance(self._summary, Moments) else self._all(self._summary)
+        self.require_finite(summary.scatter if isinstance(summary, Moments) else summary.factor)
         spectrum, self._summary = summary.spectrum(), None
         self.step(lambda: likelihood.solve(spectrum, model))
         if isinstance(likelihood, OnMoments):

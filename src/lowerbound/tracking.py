@@ -12,6 +12,7 @@ import math
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from shutil import rmtree
 from typing import Any, final
@@ -25,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lowerbound.connection import possible_mode, say_offline
 from lowerbound.devices import is_first
-from lowerbound.folder import SWEEP, read_json, write_whole
+from lowerbound.folder import SWEEP, append_whole, read_json, write_whole
 from lowerbound.preemption import STOPPED
 
 METRICS = "metrics.csv"
@@ -69,11 +70,12 @@ class MetricsFile(Callback):
         metrics = _row(trainer)
         self.names = self.names or sorted(metrics)
         values = [repr(metrics[name]) if name in metrics else "" for name in self.names]
-        with self._path(trainer).open("a", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if not self.rows:
-                writer.writerow(["step", "epoch", *self.names])
-            writer.writerow([trainer.global_step, trainer.current_epoch, *values])
+        text = StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if not self.rows:
+            writer.writerow(["step", "epoch", *self.names])
+        writer.writerow([trainer.global_step, trainer.current_epoch, *values])
+        append_whole(self._path(trainer), text.getvalue())
         self.rows += 1
 
     def _path(self, trainer: Trainer) -> Path:
@@ -96,8 +98,49 @@ def read_metrics(path: str | Path) -> dict[str, list[float]]:
     return {name: [float(row[i]) if row[i] else math.nan for row in whole] for i, name in enumerate(names)}
 
 
+class Forgiving:
+    """A logger that may fail without the run, whose `metrics.csv` has it all: its own process may have been killed, its disk be full."""
+
+    is_lost = False
+
+    def tell(self, what: Callable[[], object]) -> None:
+        """Do it; after the first failure, which is said, nothing more."""
+        if self.is_lost:
+            return
+        try:
+            what()
+        except Exception as error:
+            self.is_lost = True
+            print(f"{type(self).__name__}: nothing more is told, because of {type(error).__name__}: {error}", file=sys.stderr)
+
+
 @final
-class WandB(WandbLogger):
+class TensorBoard(Forgiving, TensorBoardLogger):
+    """TensorBoard, whose failure is not the run's."""
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Tell of an optimizer step."""
+        self.tell(lambda: TensorBoardLogger.log_metrics(self, dict(metrics), step))
+
+    def log_hyperparams(self, *arguments: Any, **options: Any) -> None:
+        """Tell of the configuration."""
+        self.tell(lambda: TensorBoardLogger.log_hyperparams(self, *arguments, **options))
+
+    def log_image(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Show a picture ``[H, W, 3]``."""
+        self.tell(lambda: self.experiment.add_image(name, pixels, step, dataformats="HWC"))
+
+    def save(self) -> None:
+        """Write what was told."""
+        self.tell(lambda: TensorBoardLogger.save(self))
+
+    def finalize(self, status: str) -> None:
+        """Close the file."""
+        self.tell(lambda: TensorBoardLogger.finalize(self, status))
+
+
+@final
+class WandB(Forgiving, WandbLogger):
     """Weights & Biases with a mode that is known before the run starts: never a prompt, and never a wait for the network.
 
     A run folder is one W&B run, however often it is gone on with: its id is kept there, and what was told of a step before a kill
@@ -126,7 +169,7 @@ class WandB(WandbLogger):
         options = _SETTINGS | {"silent": self.mode != "online"} | dict(settings or {})
         self._file = Path(save_dir) / TOLD
         told = (read_json(self._file) if self._file.is_file() else None) or {"id": secrets.token_hex(4), "step": 0}
-        self._run_id, self._last_step, self._is_lost = told["id"], told["step"], False
+        self._run_id, self._last_step = told["id"], told["step"]
         if is_first():
             self._note()
         kept: dict[str, Any] = {"id": self._run_id, "resume": "allow", "group": group or _sweep(Path(save_dir)), "job_type": "train"}
@@ -152,26 +195,16 @@ class WandB(WandbLogger):
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Tell of an optimizer step; of one before the last that was told of, nothing."""
         if step is None:
-            self._tell(lambda: self.experiment.log(dict(metrics)))
+            self.tell(lambda: self.experiment.log(dict(metrics)))
         elif step >= self._last_step:
             self._last_step = step
-            self._note()
-            self._tell(lambda: self.experiment.log({**metrics, "trainer/global_step": step}, step=step))
+            self.tell(self._note)
+            self.tell(lambda: self.experiment.log({**metrics, "trainer/global_step": step}, step=step))
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] Lightning's takes a namespace too
         """Tell of the configuration."""
-        self._tell(lambda: super(WandB, self).log_hyperparams(params))
-
-    def _tell(self, what: Callable[[], object]) -> None:
-        """Let W&B fail without the run: its own process may have been killed; `metrics.csv` has it all."""
-        if self._is_lost:
-            return
-        try:
-            what()
-        except Exception as error:
-            self._is_lost = True
-            print(f"W&B: nothing more is told, because of {type(error).__name__}: {error}", file=sys.stderr)
+        self.tell(lambda: super(WandB, self).log_hyperparams(params))
 
     def _note(self) -> None:
         write_whole(self._file, json.dumps({"id": self._run_id, "step": self._last_step}))
@@ -181,7 +214,7 @@ class WandB(WandbLogger):
         """Add the final numbers to the summary and close the run, if it was started."""
         if self._experiment is None:
             return
-        self._tell(lambda: self._finish(summary, exit_code))
+        self.tell(lambda: self._finish(summary, exit_code))
 
     def _finish(self, summary: Mapping[str, float], exit_code: int) -> None:
         run = self.experiment
@@ -225,14 +258,14 @@ def finish(loggers: Iterable[Logger], summary: Mapping[str, float], exit_code: i
 @rank_zero_only
 def send_picture(logger: Logger, name: str, pixels: np.ndarray, step: int) -> None:
     """Give a picture ``[H, W, 3]`` (bytes) to a logger that shows pictures (W&B, TensorBoard), at an optimizer step."""
-    if isinstance(logger, WandbLogger):
-        logger.log_image(name, [pixels], step)
-    elif isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image(name, pixels, step, dataformats="HWC")
+    if isinstance(logger, WandB):
+        logger.tell(lambda: logger.log_image(name, [pixels], step))
+    elif isinstance(logger, TensorBoard):
+        logger.log_image(name, pixels, step)
 
 
 @rank_zero_only
 def send_table(logger: Logger, name: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     """Give a table of text to a logger that shows tables (W&B)."""
-    if isinstance(logger, WandbLogger):
-        logger.log_table(name, columns=list(headings), data=[list(line) for line in lines])
+    if isinstance(logger, WandB):
+        logger.tell(lambda: logger.log_table(name, columns=list(headings), data=[list(line) for line in lines]))

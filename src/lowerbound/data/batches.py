@@ -57,6 +57,7 @@ class TensorBatches:
     def __post_init__(self) -> None:
         self._global_batch = self.batch_size * self.place.world
         self._epoch, self._taken, self._resumes = 0, 0, False
+        self._handed_out = 0, 0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -79,7 +80,9 @@ class TensorBatches:
             self.finish_epoch()
         self._resumes = False
         epoch, step = self._epoch, self._taken
-        for block in self._blocks(epoch, step):
+        order = self.rows[self._order(epoch)].to(self.table.device)
+        for block in self._blocks(order, step):
+            self._handed_out = epoch, step
             taken = step + len(block)
             self._epoch, self._taken = (epoch, taken) if taken < self.steps_per_epoch else (epoch + 1, 0)
             yield self._prepared(block, epoch, step)
@@ -98,10 +101,17 @@ class TensorBatches:
         """Go on from there at the next iteration."""
         self._epoch, self._taken, self._resumes = state["epoch"], state["taken"], True
 
-    def _blocks(self, epoch: int, step: int) -> Iterator[Tensor]:
-        """The rank's rows of the epoch from a step on, in blocks ``[k, b]`` on the table's device."""
-        order = self.rows[torch.randperm(len(self.rows), generator=keyed_generator(self.seed, _ORDER, epoch))]
-        order = order.to(self.table.device)
+    def handed_out(self, batch: int) -> Tensor:
+        """Where in `rows` those of a batch ``[b]`` of the block that was handed out last are."""
+        epoch, step = self._handed_out
+        return next(self._blocks(self._order(epoch), step))[batch]
+
+    def _order(self, epoch: int) -> Tensor:
+        """The places in `rows` ``[n]`` in the order of the epoch."""
+        return torch.randperm(len(self.rows), generator=keyed_generator(self.seed, _ORDER, epoch))
+
+    def _blocks(self, order: Tensor, step: int) -> Iterator[Tensor]:
+        """The rank's share of an epoch's order from a step on, in blocks ``[k, b]``."""
         full = len(order) // self._global_batch * self._global_batch
         mine = order[:full].view(-1, self.place.world, self.batch_size)[:, self.place.rank]  # [steps, B]
         yield from (mine[start : start + self.steps_per_block] for start in range(step, len(mine), self.steps_per_block))
@@ -171,6 +181,11 @@ class EvaluationBatches:
         for start, stop in pairwise(self._bounds()):
             x = self.x[start:stop].to(self.place.device)
             yield x if self.labels is None else (x, self.labels[start:stop].to(self.place.device))
+
+    @property
+    def start(self) -> int:
+        """The first row of this rank."""
+        return self._bounds()[0]
 
     def rows(self) -> Tensor:
         """All rows of this rank, ``[n, D]``."""

@@ -151,6 +151,10 @@ class TensorDataModule(LightningDataModule, ABC):
         """The rows of a part."""
         return len(self._rows(name).rows)
 
+    def source_rows(self, name: str, places: Tensor) -> Tensor:
+        """The rows of the source, or of its test part, at places ``[n]`` in a part."""
+        return self._rows(name).rows[places]
+
     def val_dataloader(self) -> EvaluationBatches:
         """Validation rows in order."""
         return self._batches("val", self.eval_batch_size)
