@@ -79,6 +79,7 @@ def require_room(place: Path, count: int) -> None:
     Raises:
         OSError: there is no room for it; the message says how much there is.
     """
+    place.parent.mkdir(parents=True, exist_ok=True)
     if disk_usage(place.parent).free < count:
         raise OSError(ENOSPC, _room(count, place, ENOSPC, "at least "), str(place))
 

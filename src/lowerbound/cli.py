@@ -63,7 +63,8 @@ def main(command: Command = TRAIN) -> int:
         if "debug=true" in sys.argv:
             raise
         if not isinstance(error, USER_ERRORS):  # Hydra's own, of a folder that cannot be made or written
-            error = FaultError(f"{error.filename or 'the run folder'}: {error.strerror}.\nChoose another place with hydra.run.dir=FOLDER.")
+            place = error.filename or "the run folder, while it was begun"
+            error = FaultError(f"{place}: {error.strerror}.\nChoose another place with hydra.run.dir=FOLDER.")
         return _report(error, command)
     return 0
 

@@ -23,7 +23,7 @@ from torch.distributions import Distribution
 from lowerbound import nonfinite
 from lowerbound.data.batches import TensorBatches
 from lowerbound.distributions import Delta
-from lowerbound.errors import real, whole
+from lowerbound.errors import real, to_its_end, whole
 from lowerbound.fit import rows
 from lowerbound.metrics import sums
 from lowerbound.model import LatentVariableModel
@@ -113,6 +113,7 @@ class EMFit(Solving):
         self._moments, self._count = None, 0
         self._sums = {name: value.to(self.device) for name, value in self._sums.items()}  # a checkpoint is read into host memory
 
+    @to_its_end
     @torch.no_grad()
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """The E-step of the batch; the M-step after the last, or, stepwise, after each."""

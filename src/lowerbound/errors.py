@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import SequenceMatcher
+from functools import wraps
 from math import inf, log10
 from numbers import Integral, Real
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _ALIKE = 0.6  # of the letters in common and in order: `vea` is like `vae`, `dim` is not like `name`
 _AS_GOOD = 0.05  # less alike than the best match and still named beside it
@@ -17,6 +22,23 @@ class FaultError(ValueError):
 
 class NonFiniteError(FaultError):
     """A loss became NaN or infinite; the message names the step, the term, the rows and the last good checkpoint."""
+
+
+def to_its_end(method: Callable[P, T]) -> Callable[P, T]:
+    """A step of learning or measuring that a StopIteration does not end: Lightning takes one for the end of the data, and goes on.
+
+    Raises:
+        FaultError: there was one.
+    """
+
+    @wraps(method)
+    def guarded(*arguments: P.args, **options: P.kwargs) -> T:
+        try:
+            return method(*arguments, **options)
+        except StopIteration as error:
+            raise FaultError("a StopIteration in a step: look for next(...) in a model or an objective of your own") from error
+
+    return guarded
 
 
 class OccupiedError(ValueError):

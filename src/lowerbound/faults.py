@@ -15,7 +15,6 @@ from typing import final
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import DictConfig, OmegaConf
 
 from lowerbound.errors import FaultError, size
@@ -109,11 +108,11 @@ def _unforeseen(error: Exception, where: str, folder: Path) -> FaultError:
 
 @final
 class Entire(Callback):
-    """Sees to it that every epoch, validation and test comes to its end. Lightning takes a StopIteration, whoever raised it, for the
-    end of the data: a part of them would stand for all.
+    """Sees to it that every epoch comes to its end.
 
     Raises:
-        FaultError: as said.
+        FaultError: batches are missing, because a loader has fewer than its len(), or because a callback has raised a StopIteration,
+            which Lightning takes for the end of the data.
     """
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -121,23 +120,7 @@ class Entire(Callback):
         has_ended = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
         if not (trainer.is_last_batch or has_ended):
             done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-            _refuse(f"epoch {trainer.current_epoch + 1} ended after {done} of {trainer.num_training_batches} blocks")
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look whether the last batch was measured."""
-        loop = trainer.fit_loop.epoch_loop.val_loop if trainer.state.fn == TrainerFn.FITTING else trainer.validate_loop
-        if loop.batch_progress.current.completed != loop.batch_progress.current.ready:
-            _refuse(f"the validation after optimizer step {trainer.global_step} ended in the middle")
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look whether the last batch was measured."""
-        progress = trainer.test_loop.batch_progress.current
-        if progress.completed != progress.ready:
-            _refuse("the test ended in the middle")
-
-
-def _refuse(what: str) -> None:
-    raise FaultError(
-        f"{what}: a StopIteration was raised in it, which Lightning takes for the end of the data.\n"
-        "Look for next(...) in a model, an objective or a callback of your own, or for a loader whose len() is more than it has."
-    )
+            raise FaultError(
+                f"epoch {trainer.current_epoch + 1} ended after {done} of {trainer.num_training_batches} blocks.\n"
+                "Look for a loader whose len() is more than it has, or for next(...) in a callback of your own."
+            )

@@ -22,7 +22,7 @@ from torch import Tensor
 from lowerbound import resuming
 from lowerbound.data.missing import never_observed
 from lowerbound.data.module import PARTS, TensorDataModule
-from lowerbound.errors import NonFiniteError, Remark
+from lowerbound.errors import NonFiniteError, Remark, to_its_end
 from lowerbound.folder import last_good
 from lowerbound.metrics import BoundMeans, RootMeanSquare, sums
 from lowerbound.model import LatentVariableModel
@@ -265,6 +265,7 @@ class Fit(LightningModule, ABC):
         self._measured.waiting.append(rows(batch, self.model.data_dim))
         self._measure(all_rows=False)
 
+    @to_its_end
     def _measure(self, all_rows: bool) -> None:
         """Measure the rows that wait, in chunks of a fixed size, each with noise of its own: the loader's batches do not matter."""
         measured = self._measured

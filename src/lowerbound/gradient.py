@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lowerbound import nonfinite
 from lowerbound.data.batches import TensorBatches
-from lowerbound.errors import real, whole
+from lowerbound.errors import real, to_its_end, whole
 from lowerbound.fit import Fit, rows
 from lowerbound.metrics import sums
 from lowerbound.model import LatentVariableModel
@@ -136,6 +136,7 @@ class GradientFit(Fit):
             limits.append(trainer.max_steps)
         return min(limits, default=None)
 
+    @to_its_end
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """One optimizer step for each batch of the block, and no more than `max_steps` in all."""
         is_block = isinstance(self.trainer.train_dataloader, TensorBatches)

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from lowerbound import nonfinite
 from lowerbound.data.batches import OnePass
 from lowerbound.data.module import TensorDataModule
+from lowerbound.errors import to_its_end
 from lowerbound.fit import WHOLE, Fit, rows
 from lowerbound.model import LatentVariableModel
 from lowerbound.nonfinite import Bad
@@ -105,6 +106,7 @@ class Solving(Fit, ABC):
         self.has_missing = bool(total[1])
         return int(total[0])
 
+    @to_its_end
     @torch.no_grad()
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Add the batch, or all chunks of the pass that it is; solve after the last."""
