@@ -62,8 +62,8 @@ def test_the_constructors_own_message_with_the_key_that_the_user_wrote(node: str
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"typo": 1}, r"unexpected keyword argument 'typo' \(in part\)$"),
-        ({"size": "many"}, r"not supported.*\(in part\)$"),
+        ({"typo": 1}, r"unexpected keyword argument 'typo' \(in part, where typo=1\)$"),
+        ({"size": "many"}, r"not supported.*\(in part, where size='many'\)$"),
         ({"_target_": "lowerbound.nowhere.Part"}, r"^Error locating target 'lowerbound.nowhere.Part': No module named .* \(in part\)$"),
         ({"_target_": f"{__name__}.Nobody"}, r"^Error locating target .*Nobody.*\(in part\)$"),
         ({"_target_": f"{__name__}.Explained"}, r"^what to do about it \(in part\)$"),

@@ -171,9 +171,15 @@ def _validates_next(trainer: Trainer, batch_idx: int) -> bool:
 
 @final
 class StopEarly(EarlyStopping):
-    """Stop when the model's monitor has not risen by `min_delta` nats in `patience` validations."""
+    """Stop when the model's monitor has not risen by `min_delta` nats in `patience` validations.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
 
     def __init__(self, patience: int = 10, min_delta: float = 0.0) -> None:
+        whole(patience, "callbacks.early_stopping.patience")
+        real(min_delta, "callbacks.early_stopping.min_delta", least=0)
         super().__init__(monitor="", patience=patience, min_delta=min_delta, mode="max")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

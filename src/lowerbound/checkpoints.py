@@ -9,6 +9,7 @@ import os
 from errno import ENOSPC
 from io import RawIOBase
 from pathlib import Path
+from pickle import UnpicklingError
 from shutil import disk_usage
 from typing import IO, Any, cast, final
 from zipfile import ZipFile
@@ -101,6 +102,8 @@ def damage(path: Path) -> str | None:
         torch.load(path, map_location="cpu", mmap=True, weights_only=True)  # which reads the table of contents more strictly
     except TooLargeError:
         raise
+    except UnpicklingError:  # torch's message is an advice to read it unsafely
+        return "it holds more than tensors and plain containers, and nothing in it was run"
     except Exception as error:  # whatever a reader makes of arbitrary bytes
         return (str(error) or type(error).__name__).splitlines()[0]
     return None if spoilt is None else f"{spoilt} is not what was written"

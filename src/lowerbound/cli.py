@@ -26,7 +26,7 @@ from lowerbound import preemption, sweepers
 from lowerbound.commands import EVALUATE, LADDER, PREDICT, REPORT, SWEEP, TRAIN, Command
 from lowerbound.defaults import conf_folder
 from lowerbound.devices import check_started, check_sweep, is_first, without_folder
-from lowerbound.errors import FaultError, NonFiniteError, OccupiedError, Remark
+from lowerbound.errors import FaultError, NonFiniteError, OccupiedError, Remark, flag
 from lowerbound.explaining import HYDRA_VERSION, USER_ERRORS, explain, items
 from lowerbound.jobs import quoted
 from lowerbound.preemption import Stopped
@@ -44,18 +44,12 @@ def main(command: Command = TRAIN) -> int:
         75: stopped by a signal, to be gone on with; 130: by Ctrl-C.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra.main raises, where it would print and exit
-    words = [*_with_keys(sys.argv[1:], command), *(without_folder() if command == TRAIN else ())]
-    if command == TRAIN and not {"-m", "--multirun"} & set(words):
-        preemption.install()  # before anything that takes time: the parent of a sweep is stopped as any other program
-    # argparse wants overrides in one piece
-    sys.argv[1:] = sorted(words, key=lambda word: word.startswith("-") or not ("=" in word or word.startswith("~")))
-    if os.getcwd() not in sys.path and (command.path is None or any(word.startswith("trust=") for word in words)):
-        sys.path.append(os.getcwd())  # a `_target_` in a file of the user's, which must not hide a library's
 
     def task(cfg: DictConfig) -> object:
         return _task(cfg, command)
 
     try:
+        _settle(command)
         _refuse_keys(sys.argv[1:])
         sys.argv[1:] = _resumed(sys.argv[1:]) if command == TRAIN else sys.argv[1:]
         hydra.main(config_path=str(conf_folder()), config_name=command.config, version_base=HYDRA_VERSION)(task)()
@@ -67,6 +61,17 @@ def main(command: Command = TRAIN) -> int:
             error = FaultError(f"{place}: {error.strerror}.\nChoose another place with hydra.run.dir=FOLDER.")
         return _report(error, command)
     return 0
+
+
+def _settle(command: Command) -> None:
+    """Put the words of the command line in the form and order that Hydra takes, and listen to signals."""
+    words = [*_with_keys(sys.argv[1:], command), *(without_folder() if command == TRAIN else ())]
+    if command == TRAIN and not {"-m", "--multirun"} & set(words):
+        preemption.install()  # before anything that takes time: the parent of a sweep is stopped as any other program
+    # argparse wants overrides in one piece
+    sys.argv[1:] = sorted(words, key=lambda word: word.startswith("-") or not ("=" in word or word.startswith("~")))
+    if os.getcwd() not in sys.path and (command.path is None or any(word.startswith("trust=") for word in words)):
+        sys.path.append(os.getcwd())  # a `_target_` in a file of the user's, which must not hide a library's
 
 
 def ladder() -> int:
@@ -172,14 +177,14 @@ def _task(cfg: DictConfig, command: Command) -> object:
         if not isinstance(error, OccupiedError):
             _note_failure(known)
         _answer(known, cfg, command)
-        if cfg.debug or known is error:
+        if cfg.debug is True or known is error:
             raise
         raise known from error
 
 
 def _answer(error: BaseException, cfg: DictConfig, command: Command) -> None:
     """End a single run with an answer, if the error is one."""
-    if isinstance(error, USER_ERRORS) and not cfg.debug and HydraConfig.get().mode is RunMode.RUN:
+    if isinstance(error, USER_ERRORS) and cfg.debug is not True and HydraConfig.get().mode is RunMode.RUN:
         raise SystemExit(_report(error, command)) from error
 
 
@@ -254,6 +259,7 @@ def check_overrides(cfg: DictConfig, command: Command = TRAIN) -> None:
         if added and added[1] not in known:
             raise ConfigCompositionException(f"Could not override '{added[1]}'.")
     _check_values(cfg)
+    flag(cfg.debug, "debug")
     if choices.get("beta") and not OmegaConf.is_dict(OmegaConf.select(cfg, "objective.beta")):
         raise ValueError(f"objective.beta={cfg.objective.beta} replaces the schedule beta={choices['beta']}: give one of the two.")
 
@@ -266,7 +272,17 @@ def _check_values(cfg: DictConfig) -> None:
         try:
             OmegaConf.select(cfg, key)
         except InterpolationResolutionError as error:
-            raise ConfigCompositionException(f"{key}: {str(error).splitlines()[0]}") from None
+            raise ConfigCompositionException(f"{key}: {str(error).splitlines()[0]}{_lacking(str(error))}") from None
+
+
+def _lacking(message: str) -> str:
+    """Which choices do not fit each other, where a group is referred to that none of them brings along."""
+    key = re.search(r"Interpolation key '([^'.]+)", message)
+    chosen = dict(HydraConfig.get().runtime.choices)
+    parts = [f"{group}={chosen[group]}" for group in ("model", "prior", "likelihood", "posterior") if chosen.get(group)]
+    if key is None or not parts:
+        return ""
+    return f"\nThere is no {key[1]} with {', '.join(parts)}: choose parts that fit the model, or the model that they are of."
 
 
 def _report(error: Exception, command: Command) -> int:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, ListConfig
 from lowerbound.errors import whole
 
 ALL = ("auto", "-1")
+KINDS = ("cpu", "gpu", "cuda", "mps", "auto")
 STARTED_BY = (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"))
 NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null")
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
@@ -22,8 +23,22 @@ def started() -> tuple[int, int]:
     """The number of this process and how many there are; 0 of 1 where it is alone."""
     for rank, world in STARTED_BY:
         if rank in os.environ and world in os.environ:
-            return int(os.environ[rank]), int(os.environ[world])
+            return number(rank), number(world)
     return 0, 1
+
+
+def number(variable: str) -> int:
+    """The whole number that a variable of the environment holds.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    value = os.environ[variable]
+    if not value.isdecimal():
+        raise ValueError(
+            f"{variable}={value!r} in the environment must be a whole number; torchrun and srun set it, by hand leave it unset"
+        )
+    return int(value)
 
 
 def is_first() -> bool:
@@ -61,6 +76,29 @@ def asked(trainer: DictConfig) -> int:
     if str(devices) in ALL:
         return 1 if trainer.accelerator == "cpu" else max(1, len(gpus()))
     return whole(devices, "trainer.devices (or auto)")
+
+
+def check_devices(trainer: DictConfig) -> None:
+    """Refuse GPUs that are not there.
+
+    Raises:
+        ValueError: as said, or there is no such kind of device.
+    """
+    import torch  # here, so that help and a typo need not wait for it
+
+    kind, count = trainer.accelerator, asked(trainer)
+    if kind not in KINDS:
+        raise ValueError(f"trainer.accelerator={kind} is none of {', '.join(KINDS)}")
+    if kind == "mps" or (kind == "gpu" and torch.backends.mps.is_available()):
+        return
+    if kind in ("gpu", "cuda") and not gpus():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        raise ValueError(
+            f"trainer.accelerator={kind}: this process sees no GPU (CUDA_VISIBLE_DEVICES is {visible}).\n"
+            "Choose trainer=cpu, or a machine with a GPU and a torch that is built for it."
+        )
+    if kind != "cpu" and 0 < len(gpus()) < count:
+        raise ValueError(f"trainer.devices={trainer.devices} asks for {count} GPUs, and this process sees {len(gpus())}: ask for no more")
 
 
 def check_started(trainer: DictConfig) -> None:

@@ -65,7 +65,7 @@ class EMFit(Solving):
         for option, value, known in (("update", update, ("epoch", "batch")), ("e_step", e_step, ("exact", "sampled"))):
             if value not in known:
                 raise ValueError(f"fit.{option}={value!r} is unknown: {' or '.join(known)}")
-        self.num_samples = whole(num_samples, "fit.num_samples") if e_step == "sampled" else 0
+        self.num_samples = whole(num_samples, "fit.num_samples") * (e_step == "sampled")
         self.is_stepwise = update == "batch"
         self.rows_per_chunk = None if self.is_stepwise else max(LEAST_ROWS, NUMBERS // max(model.data_dim, model.latent_dim**2))
         self.steps_per_execution = whole(steps_per_execution, "fit.steps_per_execution")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from difflib import SequenceMatcher
 from functools import wraps
 from math import inf, log10
@@ -86,6 +86,28 @@ def whole(value: object, what: str, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         raise ValueError(f"{what}={value!r} must be a whole number of at least {least}")
     return int(value)
+
+
+def flag(value: object, what: str) -> bool:
+    """The value, if it is true or false.
+
+    Raises:
+        ValueError: it is neither; `what` names the option.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{what}={value!r} must be true or false")
+    return value
+
+
+def sizes(values: object, what: str) -> tuple[int, ...]:
+    """The values, if they are a list of positive whole numbers.
+
+    Raises:
+        ValueError: they are not; `what` names the option.
+    """
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise ValueError(f"{what}={values!r} must be a list of whole numbers, such as [512,256]")
+    return tuple(whole(value, f"{what}={[*values]}: {value!r} of it") for value in values)
 
 
 def one(value: object, what: str) -> str:

@@ -60,7 +60,7 @@ def _explain_key(key: str, overrides: Sequence[str], config_dir: str | None, com
         run = ", ".join(f"{group}={chosen[group]}" for group in ("model", "likelihood") if group in chosen)
         given = f"with {run} " if run else ""
         return [f"{typed}: {given}there is no {key} to choose.", f"{command.name} --help lists the groups."]
-    known = [*groups, *hydra_groups, *(name for name, _ in items(cfg))]
+    known = {*groups, *hydra_groups, *(name for name, _ in items(cfg))} - {key}  # it may be one with other choices
     meant = near_matches(key, [name for name in known if name.startswith("hydra") == key.startswith("hydra")])
     choices = [(choice, f"{group}={choice}") for group, options in groups.items() for choice in options]
     alike = near_matches(key, [choice for choice, _ in choices]) if "." not in key else []

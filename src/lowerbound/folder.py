@@ -16,15 +16,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from errno import ENOSPC
 from importlib.metadata import version
 from pathlib import Path
-from pickle import UnpicklingError
 from platform import processor, python_version
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 import yaml
@@ -32,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from lowerbound.sizes import check_archive
+from lowerbound.checkpoints import damage
 
 CONFIG, WEIGHTS, LAST, RESULTS, FIGURES = "config.yaml", "weights.ckpt", "last.ckpt", "results.json", "figures"
 EVALUATION, REPORT, FAILURE = "evaluation.json", "report.html", "failure.txt"
@@ -41,6 +39,9 @@ SWEEP = "multirun.yaml"  # Hydra's own note, in a sweep's folder, of what it is 
 STUDY = "optuna.db"  # the trials of a search, in its sweep's folder
 OVERRIDES = Path(".hydra") / "overrides.yaml"  # of whatever command was last given for the folder
 WORDS = "overrides.yaml"  # of the command that the folder is of
+FORMAT = 1  # of checkpoints, one more whenever an older version could not read them
+SHOWN = 3  # tensors in a message
+INSTEAD = "Put the run's own in its place, or train in another folder."
 
 
 def existing(folder: str | Path, name: str) -> Path:
@@ -79,15 +80,48 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """The tensors and plain containers of a checkpoint, on the CPU; nothing in it can run code.
 
     Raises:
-        ValueError: it holds anything else, or more than there is memory for, or is damaged; the message names it.
+        ValueError: it is damaged, no checkpoint of a model, or of a newer version; the message names it.
     """
-    try:
-        check_archive(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:  # torch would advise to run it
-        raise ValueError(f"{path} holds more than tensors and plain containers: it is not read, and nothing in it was run") from error
-    except (BadZipFile, RuntimeError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is no checkpoint, or is damaged: {str(error).partition(chr(10))[0]}") from error
+    if (found := damage(path)) is not None:
+        raise ValueError(f"{path} is damaged, or no checkpoint: {found}\nPut a whole copy in its place, or train again.")
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    require(checkpoint, ("state_dict",), str(path))
+    return checkpoint
+
+
+def require(checkpoint: Any, keys: Sequence[str], what: str) -> None:
+    """Refuse a checkpoint that this version does not understand.
+
+    Raises:
+        ValueError: it lacks a key, or a newer version has written it.
+    """
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{what} is no checkpoint, but holds a {type(checkpoint).__name__}.\n{INSTEAD}")
+    if missing := [key for key in keys if key not in checkpoint]:
+        raise ValueError(f"{what} is no checkpoint of such a run: it has no {', '.join(missing)}.\n{INSTEAD}")
+    if (found := checkpoint.get("format", FORMAT)) > FORMAT:
+        raise ValueError(
+            f"{what} has format {found}, and lowerbound {version('lowerbound')} reads formats up to {FORMAT}.\n"
+            "Install the lowerbound that wrote it, or a newer one: pip install --upgrade lowerbound"
+        )
+
+
+def require_fitting(own: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) -> None:
+    """Refuse weights that are not those of a model whose own are `own`.
+
+    Raises:
+        ValueError: a tensor is missing, has another shape, or is not known; the message names the first ones.
+    """
+    found = [f"{key} is missing" for key in own if key not in state]
+    found += [f"{key} is not known" for key in state if key not in own]
+    common = [key for key in own if key in state and own[key].shape != state[key].shape]
+    found += [f"{key} is {[*state[key].shape]} and not {[*own[key].shape]}" for key in common]
+    if found:
+        more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        raise ValueError(
+            f"{what} does not hold the weights of this model: {', '.join(found[:SHOWN])}{more}.\n"
+            "It is of another model, or the configuration beside it is: put the run's own back."
+        )
 
 
 def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -164,7 +198,7 @@ def read_yaml(path: Path) -> Any:
             raise ValueError("there is an alias in it, which no run writes")
         return OmegaConf.to_container(OmegaConf.create(text), resolve=False) if text.strip() else {}
     except (ValueError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from error
 
 
 def read_config(path: Path) -> DictConfig:

@@ -38,12 +38,18 @@ def made(option: str, make: Callable[..., T], argument: object) -> T:
     """What a recipe makes of its argument.
 
     Raises:
-        ValueError: the recipe lacks something or has too much; the message names the option.
+        ValueError: it is no recipe, lacks something, has too much, or a value that does not fit; the message names the option.
     """
+    if not callable(make):
+        raise ValueError(f"{option}={make!r} is no recipe: {option}._target_ names a class, and the keys beside it are its options")
+    options = getattr(make, "keywords", {})
+    if "lr" in options:
+        real(options["lr"], f"{option}.lr", least=0)
     try:
         return make(argument)
-    except TypeError as error:
-        raise ValueError(f"{option}: {error}") from error
+    except (TypeError, ValueError) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        raise ValueError(f"{option}: {error} (it has {given or 'no options'})") from error
 
 
 class GradientFit(Fit):

@@ -43,7 +43,18 @@ def _message(error: InstantiationException, config: DictConfig) -> str:
     if str(error).startswith("Error locating target"):
         text = f"{str(error).partition(',')[0]}: {text}"
     key = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)
-    return f"{text} (in {_origin(config, key[1])})" if key else text
+    where = _origin(config, key[1]) if key else ""
+    if isinstance(cause, TypeError) and where:
+        where += _given(config, where)
+    return f"{text} (in {where})" if where else text
+
+
+def _given(config: DictConfig, key: str) -> str:
+    """The values at a key: what Python says of a wrong type names none."""
+    node = OmegaConf.select(config._get_root(), key)
+    values = dict(node) if isinstance(node, DictConfig) else {}
+    plain = [f"{name}={value!r}" for name, value in values.items() if not isinstance(value, DictConfig) and not str(name).startswith("_")]
+    return f", where {', '.join(plain)}" if plain else ""
 
 
 def _origin(config: DictConfig, key: str) -> str:

@@ -138,6 +138,7 @@ def load(folder: str | Path, trust: str | Sequence[str] = ()) -> Loaded:
     state = files.model_state(checkpoint)
     model: LatentVariableModel = safe_instantiate(config, "model", trust)
     model.to(next((value.dtype for value in state.values() if value.is_floating_point()), torch.float32))
+    files.require_fitting(model.state_dict(), state, str(Path(folder) / files.WEIGHTS))
     model.load_state_dict(state)
     return Loaded(model.eval(), load_preparation(config, checkpoint, trust), config, packages(trust))
 

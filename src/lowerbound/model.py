@@ -18,6 +18,8 @@ from lowerbound.distributions import full_precision
 from lowerbound.parts import Likelihood, Posterior, Predicted, Prior, Solvable
 from lowerbound.statistics import Statistics
 
+SUMMANDS = 1e3  # as far as squares of data stay from the greatest number, of which many are added up
+
 
 @runtime_checkable
 class Marginalized(Protocol):
@@ -109,8 +111,12 @@ class LatentVariableModel(nn.Module):
         Raises:
             ValueError: x is not finite, has missing entries that the model does not marginalise, or has no density.
         """
-        if x.isinf().any():
-            raise ValueError(f"the data hold {int(x.isinf().sum())} infinite values: remove them, or write NaN for what was not observed")
+        limit = torch.finfo(x.dtype).max ** 0.5 / SUMMANDS
+        if (found := x.abs() > limit).any():
+            raise ValueError(
+                f"the data hold {int(found.sum())} infinite values: remove them, or write NaN for what was not observed\n"
+                f"(numbers beyond {limit:.0e} count as such, since {x.dtype} does not hold their squares: a larger unit makes them smaller)"
+            )
         if x.isnan().any() and not self.accepts_missing:
             count, rule = int(x.isnan().sum()), type(self.posterior_rule).__name__
             raise ValueError(

@@ -14,6 +14,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from lowerbound.errors import sizes as checked
 from lowerbound.errors import whole
 
 Recipe = Callable[[int], nn.Module]
@@ -39,23 +40,13 @@ def activation_module(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
-def positive(sizes: Sequence[int], what: str) -> list[int]:
-    """The sizes, if each is a positive whole number.
-
-    Raises:
-        ValueError: one is not.
-    """
-    if isinstance(sizes, (str, int)):
-        raise ValueError(f"{what}={sizes!r} must be a list of whole numbers, such as [512,256]")
-    return [whole(size, what) for size in sizes]
-
-
 class Linear(nn.Module):
     """One affine map, x -> W x + b."""
 
     def __init__(self, outputs: int, *, inputs: int) -> None:
         super().__init__()
-        positive([inputs, outputs], "inputs, outputs")
+        whole(inputs, "inputs")
+        whole(outputs, "outputs")
         self.linear = nn.Linear(inputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +59,7 @@ class MLP(nn.Module):
 
     def __init__(self, outputs: int, *, inputs: int, sizes: Sequence[int], activation: str = "relu") -> None:
         super().__init__()
-        widths = [*positive([inputs], "inputs"), *positive(sizes, "network.encoder.sizes")]
+        widths = [whole(inputs, "inputs"), *checked(sizes, "network.encoder.sizes")]
         hidden = [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), activation_module(activation))]
         self.layers = nn.Sequential(*hidden, nn.Linear(widths[-1], outputs))
 
@@ -82,7 +73,7 @@ class MLPDecoder(nn.Module):
 
     def __init__(self, outputs: int, *, inputs: int, sizes: Sequence[int], activation: str = "relu") -> None:
         super().__init__()
-        self.network = MLP(outputs, inputs=inputs, sizes=positive(sizes, "network.encoder.sizes")[::-1], activation=activation)
+        self.network = MLP(outputs, inputs=inputs, sizes=checked(sizes, "network.encoder.sizes")[::-1], activation=activation)
 
     def forward(self, z: Tensor) -> Tensor:
         """``[..., inputs]`` to ``[..., outputs]``."""
@@ -96,7 +87,7 @@ class MaskedMLP(nn.Module):
 
     def __init__(self, outputs: int, *, inputs: int, sizes: Sequence[int], activation: str = "relu") -> None:
         super().__init__()
-        self.network = MLP(outputs, inputs=2 * positive([inputs], "inputs")[0], sizes=sizes, activation=activation)
+        self.network = MLP(outputs, inputs=2 * whole(inputs, "inputs"), sizes=sizes, activation=activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., inputs]`` to ``[..., outputs]``."""
@@ -137,7 +128,7 @@ class ConvEncoder(nn.Module):
     def __init__(self, outputs: int, *, shape: Sequence[int] | None, channels: Sequence[int], activation: str = "relu") -> None:
         super().__init__()
         self.shape = image_shape(shape)
-        widths = [self.shape[0], *positive(channels, "network.encoder.channels")]
+        widths = [self.shape[0], *checked(channels, "network.encoder.channels")]
         layers = [nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1), activation_module(activation)) for a, b in pairwise(widths)]
         height, width = (halved(size, len(channels))[-1] for size in self.shape[1:])
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * height * width, outputs))
@@ -158,7 +149,7 @@ class ConvDecoder(nn.Module):
         _, height, width = image_shape(shape)
         if outputs % (height * width):
             raise ValueError(f"a convolutional decoder writes whole images: {outputs} outputs are no multiple of {height} x {width} pixels")
-        widths = [*reversed(positive(channels, "network.encoder.channels")), outputs // (height * width)]
+        widths = [*reversed(checked(channels, "network.encoder.channels")), outputs // (height * width)]
         sizes = list(zip(halved(height, len(channels)), halved(width, len(channels)), strict=True))[::-1]
         layers: list[nn.Module] = [nn.Linear(inputs, widths[0] * prod(sizes[0])), nn.Unflatten(-1, (widths[0], *sizes[0]))]
         for (a, b), (height, width) in zip(pairwise(widths), sizes[1:], strict=True):

@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from lowerbound.data.batches import TensorBatches
 from lowerbound.data.module import TensorDataModule
+from lowerbound.folder import FORMAT, LAST, require, require_fitting
 from lowerbound.randomness import process_states, set_process_states
 from lowerbound.ranks import of_all
 from lowerbound.schedules import Step
+
+LIGHTNINGS = ("state_dict", "loops", "optimizer_states", "callbacks", "global_step", "epoch")
+OURS = ("ranks", "clock", "has_ended", "seconds", "remarks")
 
 if TYPE_CHECKING:
     from lowerbound.fit import Fit
@@ -22,6 +26,7 @@ def keep(fit: Fit, checkpoint: dict[str, Any]) -> None:
     """Put it into a checkpoint; all ranks together."""
     trainer = fit.trainer
     mine = {"generators": process_states(), "train_means": list(fit.train_means.sums()), "rows_seen": fit.rows_seen}
+    checkpoint["format"] = FORMAT
     checkpoint["ranks"] = of_all(mine)
     checkpoint["clock"] = [fit.clock.now, fit.clock.total]
     checkpoint["has_ended"] = bool(trainer.should_stop)
@@ -40,8 +45,10 @@ def take(fit: Fit, checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Take back the optimizer step and the remarks; what `put_back` needs is returned.
 
     Raises:
-        ValueError: the run had another number of processes.
+        ValueError: the checkpoint is of another model, of a newer version or incomplete, or the run had another number of processes.
     """
+    require(checkpoint, (*LIGHTNINGS, *OURS), LAST)
+    require_fitting(fit.state_dict(), checkpoint["state_dict"], LAST)
     if len(checkpoint["ranks"]) != fit.trainer.world_size:
         raise ValueError(
             f"the checkpoint is of a run in {len(checkpoint['ranks'])} process(es), and there are {fit.trainer.world_size}:\n"

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import ArrayLike
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
+from torch.distributed import DistNetworkError  # pyright: ignore[reportPrivateImportUsage] where torch documents it
 
 from lowerbound import claim, preemption
 from lowerbound import folder as files
@@ -28,7 +29,7 @@ from lowerbound.callbacks import BestWeights, LastCheckpoint, Pictures
 from lowerbound.checkpoints import DurableCheckpoints, tidy
 from lowerbound.circumstances import announce, announce_reached, circumstances
 from lowerbound.data import InMemory
-from lowerbound.devices import is_first
+from lowerbound.devices import check_devices, is_first
 from lowerbound.errors import NonFiniteError, whole
 from lowerbound.faults import Entire
 from lowerbound.fit import Fit
@@ -92,6 +93,8 @@ def _train(config: DictConfig, folder: Path) -> float:
         return value
     rank_zero_only(files.begin)(folder)
     check_trainer(config.trainer)
+    if not isinstance(config.name, str | int) or not str(config.name).strip():
+        raise ValueError(f"name={config.name!r} must be a word: the run's folder is outputs/<name>/<date_time>")
     seed_everything(whole(config.seed, "seed", least=0), verbose=False)
     data, fit = instantiate(config.data), instantiate(config.fit)(instantiate(config.model))
     trainer = make_trainer(config, folder)
@@ -114,8 +117,8 @@ def _train(config: DictConfig, folder: Path) -> float:
         if not isinstance(error, ValueError):
             error.add_note(f"after optimizer step {fit.clock.now}")
         finish(trainer.loggers, {}, exit_code=1)
-        if isinstance(error, MisconfigurationException):
-            raise ValueError(str(error)) from error
+        if (answer := told(error, trainer)) is not None:
+            raise answer from error
         raise
     finish(trainer.loggers, results)
     if trainer.is_global_zero:
@@ -146,6 +149,16 @@ def wait_for_the_first(trainer: Trainer) -> None:
             trainer.strategy.barrier()
 
 
+def told(error: BaseException, trainer: Trainer) -> ValueError | None:
+    """What to raise for an error of a library's that does not say what does not fit; None for others."""
+    if isinstance(error, MisconfigurationException | DistNetworkError):
+        return ValueError(str(error))
+    if isinstance(error, torch.linalg.LinAlgError):  # pyright: ignore[reportPrivateImportUsage] documented there
+        last = files.last_good(Path(trainer.default_root_dir))
+        return NonFiniteError(f"optimizer step {trainer.global_step + 1}: {str(error).partition('. ')[0]}. {last}.")
+    return None
+
+
 def _checkpoint(folder: Path) -> str | None:
     """What to go on from; what is damaged is said on the screen."""
     found, remarks = claim.checkpoint_of(folder)
@@ -167,15 +180,33 @@ def check_trainer(trainer: DictConfig) -> None:
     for limit in ("max_epochs", "max_steps"):
         if trainer[limit] is not None:
             whole(trainer[limit], f"trainer.{limit} (-1: no limit)", least=-1)
+    for option in ("num_nodes", "check_val_every_n_epoch", "log_every_n_steps"):
+        whole(trainer[option], f"trainer.{option}")
+    if trainer.limit_train_batches == 0:
+        raise ValueError("trainer.limit_train_batches=0 leaves nothing to learn from; leave it null, or give a number of blocks")
+    check_devices(trainer)
     for part in ("val", "test"):
         if trainer[f"limit_{part}_batches"] == 0:
             raise ValueError(f"trainer.limit_{part}_batches=0: every run ends with a validation and a test; leave it null")
 
 
+def named(config: DictConfig, group: str) -> list[DictConfig]:
+    """What a group holds by name.
+
+    Raises:
+        ValueError: there is something that cannot be built.
+    """
+    nodes = {} if config[group] is None else config[group]
+    for name, node in nodes.items():
+        if not isinstance(node, DictConfig) or "_target_" not in node:
+            raise ValueError(f"{group}.{name}={node} must have a _target_; to leave it out of {group}, write ~{group}.{name}")
+    return list(nodes.values())
+
+
 def make_trainer(config: DictConfig, folder: Path) -> Trainer:
     """The Trainer with its callbacks and loggers; they write into the run folder."""
-    callbacks: list[Callback] = [Entire(), MetricsFile(), *(instantiate(node) for node in config.callbacks.values())]
-    loggers: list[Logger] = [instantiate(node, save_dir=str(folder)) for node in config.logger.values()]
+    callbacks: list[Callback] = [Entire(), MetricsFile(), *(instantiate(node) for node in named(config, "callbacks"))]
+    loggers: list[Logger] = [instantiate(node, save_dir=str(folder)) for node in named(config, "logger")]
     watched = config.trainer.enable_progress_bar and sys.stderr.isatty()  # in a log file a bar is a thousand lines
     plugins: list[object] = [DurableCheckpoints()]
     if not TorchElasticEnvironment.detect() and SLURMEnvironment.detect():

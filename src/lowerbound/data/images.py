@@ -15,6 +15,7 @@ from torchvision import datasets
 from lowerbound.data.module import TensorDataModule
 from lowerbound.data.prepare import Preparation
 from lowerbound.data.source import Source, as_labels, as_table
+from lowerbound.errors import flag
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -50,6 +51,7 @@ class TorchvisionImages(TensorDataModule):
         super().__post_init__()
         if self.dataset not in ("MNIST", "FashionMNIST", "KMNIST", "CIFAR10"):
             raise ValueError(f"data.dataset={self.dataset} is none of MNIST, FashionMNIST, KMNIST, CIFAR10")
+        flag(self.download, "data.download")
 
     @property
     def folder(self) -> Path:

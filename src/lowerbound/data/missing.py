@@ -105,5 +105,5 @@ def as_real(table: Tensor) -> Tensor:
     """A copy of numbers ``[N, D]`` in a type that has NaN: integers in the smallest that holds them exactly."""
     if table.is_floating_point():
         return table.clone()
-    is_small = table.dtype.itemsize <= 2 or max(map(abs, map(int, table.aminmax()))) <= 2**24
+    is_small = table.dtype.itemsize <= 2 or table.double().abs().max() <= 2**24
     return table.to(torch.float32 if is_small else torch.float64)

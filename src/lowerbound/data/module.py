@@ -20,7 +20,7 @@ from lowerbound.data.missing import Missing
 from lowerbound.data.prepare import Preparation
 from lowerbound.data.source import Part, Source
 from lowerbound.data.steps import run
-from lowerbound.errors import real, whole
+from lowerbound.errors import real, sizes, whole
 
 PARTS = ("train", "val", "test")
 
@@ -60,7 +60,8 @@ class TensorDataModule(LightningDataModule, ABC):
 
     def __post_init__(self) -> None:
         super().__init__()
-        self.shape = None if self.shape is None else tuple(self.shape)
+        whole(self.dim, "data.dim")
+        self.shape = None if self.shape is None else sizes(self.shape, "data.shape")
         if self.shape is not None and prod(self.shape) != self.dim:
             raise ValueError(f"data.shape={list(self.shape)} has {prod(self.shape)} entries, but data.dim={self.dim}")
         if self.storage not in ("device", "host"):
@@ -121,7 +122,8 @@ class TensorDataModule(LightningDataModule, ABC):
             if (count := len(self._rows(name).rows)) < world:
                 option = "val_fraction" if name == "train" else f"{name}_fraction"
                 value = getattr(self, option)
-                raise ValueError(f"{count} {name} rows for {world} process(es): give more data, or change data.{option}={value}")
+                found = f"{count} {name} rows for {world} process(es), of {sum(map(self.count, PARTS))} in all"
+                raise ValueError(f"{found}: give more data, or change data.{option}={value}")
 
     def chunks(self, name: str) -> Iterator[Tensor]:
         """The rows of a part as `part` has them, some at a time: also of a table larger than memory."""

@@ -16,8 +16,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from lowerbound.data.steps import BernoulliDraw, Dequantize, Scale, Standardize, Step, Threshold, run
+from lowerbound.errors import flag, whole
 
 CHUNK = 1000  # rows that are prepared at once, which bounds the memory it takes
+WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.float64}  # of types that torch cannot compare
 
 
 class Preparation(nn.Module):
@@ -133,6 +135,7 @@ def _range(x: Tensor) -> tuple[float, float, bool]:
     """Least and greatest observed value of x ``[N, D]``, and whether all are integers."""
     low, high, is_integer = float("inf"), float("-inf"), True
     for chunk in x.split(CHUNK):
+        chunk = chunk.to(WIDER.get(chunk.dtype, chunk.dtype))
         has_missing = chunk.is_floating_point() and bool(chunk.sum().isnan())  # also of inf - inf: then the costlier way, and as good
         observed = chunk[~chunk.isnan()] if has_missing else chunk
         if observed.numel():
@@ -146,8 +149,10 @@ def _range(x: Tensor) -> tuple[float, float, bool]:
 def _check_options(levels: int | None, dequantize: bool, binarize: str, standardize: bool, scale: bool) -> None:
     if binarize not in ("none", "threshold", "dynamic"):
         raise ValueError(f"data.prepare.binarize={binarize} is none of none, threshold, dynamic")
-    if levels is not None and levels < 2:
-        raise ValueError(f"data.prepare.levels={levels}: integers 0..levels-1 need at least 2 levels; null means continuous data")
+    if levels is not None:
+        whole(levels, "data.prepare.levels, of integers 0..levels-1 (null: continuous data),", least=2)
+    for option, value in {"dequantize": dequantize, "standardize": standardize, "scale": scale}.items():
+        flag(value, f"data.prepare.{option}")
     needs = {"dequantize=true": dequantize, "scale=true": scale, "binarize=dynamic": binarize == "dynamic"}
     for option in [option for option, is_set in needs.items() if is_set and levels is None]:
         raise ValueError(f"data.prepare.{option} is for integers 0..levels-1: state data.prepare.levels (256 for 8-bit images)")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from lowerbound.data.batches import keyed_generator
 from lowerbound.data.module import TensorDataModule
 from lowerbound.data.prepare import Preparation
 from lowerbound.data.source import Source
+from lowerbound.errors import real, whole
 
 _TRUTH, _DRAWS = range(2)  # what a generator is for
 
@@ -54,9 +55,14 @@ class LinearGaussianData(TensorDataModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_counts(num_data=self.num_data, latent_dim=self.latent_dim)
+        whole(self.data_seed, "data.data_seed", least=0)
+        stated: Any = self.noise_variance
+        for variance in stated if isinstance(stated, Sequence) and not isinstance(stated, str) else [stated]:
+            real(variance, "data.noise_variance", least=0)
         noise = torch.from_numpy(np.array(self.noise_variance, dtype=np.float64))
-        if noise.numel() not in (1, self.dim) or not (noise >= 0).all():
-            raise ValueError(f"data.noise_variance={self.noise_variance}: one variance, or data.dim={self.dim} of them, at least 0")
+        if noise.numel() not in (1, self.dim):
+            raise ValueError(f"data.noise_variance={self.noise_variance}: one variance, or data.dim={self.dim} of them")
         generator = keyed_generator(self.data_seed, _TRUTH)
         weight = torch.randn(self.dim, self.latent_dim, generator=generator, dtype=torch.float64)
         bias = torch.randn(self.dim, generator=generator, dtype=torch.float64)
@@ -87,6 +93,10 @@ class MixtureData(TensorDataModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_counts(num_data=self.num_data, num_components=self.num_components)
+        whole(self.data_seed, "data.data_seed", least=0)
+        real(self.separation, "data.separation", least=0)
+        real(self.noise_variance, "data.noise_variance", least=0)
         generator = keyed_generator(self.data_seed, _TRUTH)
         means = self.separation * torch.randn(self.num_components, self.dim, generator=generator, dtype=torch.float64)
         self.truth = MixtureTruth(_probabilities(self.num_components, generator), means, self.noise_variance)
@@ -114,6 +124,8 @@ class BernoulliMixtureData(TensorDataModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_counts(num_data=self.num_data, num_components=self.num_components)
+        whole(self.data_seed, "data.data_seed", least=0)
         generator = keyed_generator(self.data_seed, _TRUTH)
         means = torch.rand(self.num_components, self.dim, generator=generator, dtype=torch.float64)
         self.truth = MixtureTruth(_probabilities(self.num_components, generator), means)
@@ -123,6 +135,11 @@ class BernoulliMixtureData(TensorDataModule):
         generator = keyed_generator(self.data_seed, _DRAWS)
         component = torch.multinomial(self.truth.probabilities, self.num_data, replacement=True, generator=generator)
         return Source(torch.bernoulli(self.truth.means[component], generator=generator).to(torch.uint8), component, levels=2)
+
+
+def _check_counts(**counts: int) -> None:
+    for option, count in counts.items():
+        whole(count, f"data.{option}")
 
 
 def _probabilities(count: int, generator: Generator) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +17,14 @@ from torch import Tensor
 
 from lowerbound.data.module import TensorDataModule
 from lowerbound.data.source import Source, as_labels, as_table
+from lowerbound.errors import flag
 from lowerbound.sizes import check_archive, check_array
+
+_FORMATS = {
+    ".npy": "An .npy holds one array of numbers, as numpy.save writes it.",
+    ".npz": "An .npz holds arrays of numbers with names, as numpy.savez writes it.",
+    ".csv": "A .csv holds a row in each line: numbers with commas between them, as many in each, in UTF-8.",
+}
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -50,6 +59,13 @@ class Table(TensorDataModule):
     labels: str | None = None
     memory_map: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        flag(self.memory_map, "data.memory_map")
+        if not isinstance(self.path, str):
+            raise ValueError(f"data.path={self.path!r} must be the name of one file")
+        self.array, self.labels = (None if name is None else str(name) for name in (self.array, self.labels))  # columns may be numbers
+
     def read(self) -> Source:
         """Read the file."""
         suffix = Path(self.path).suffix
@@ -59,20 +75,18 @@ class Table(TensorDataModule):
             raise ValueError(f"data.memory_map=true needs an .npy file, and data.path={self.path} is none")
         with _reading("data.path", self.path):
             rows, labels = {".npy": self._npy, ".npz": self._npz, ".csv": self._csv}[suffix]()
-            return Source(as_table(rows), None if labels is None else as_labels(labels), is_mapped=self.memory_map)
-
-    def _npy(self) -> tuple[Any, Any]:
-        check_array(self.path, is_mapped=self.memory_map)
-        rows = np.load(self.path, mmap_mode="c" if self.memory_map else None, allow_pickle=False)
+            table = as_table(rows)
         if self.labels is None:
-            return rows, None
-        with _reading("data.labels", self.labels):
-            check_array(self.labels)
-            return rows, np.load(self.labels, allow_pickle=False)
+            return Source(table, is_mapped=self.memory_map)
+        with _reading("data.labels", self.labels if suffix == ".npy" else self.path):
+            labels = _loaded(self.labels) if suffix == ".npy" else labels
+            return Source(table, as_labels(labels), is_mapped=self.memory_map)
+
+    def _npy(self) -> tuple[Any, None]:
+        return _loaded(self.path, mmap_mode="c" if self.memory_map else None), None
 
     def _npz(self) -> tuple[Any, Any]:
-        check_archive(self.path)
-        with np.load(self.path, allow_pickle=False) as arrays:
+        with _loaded(self.path) as arrays:
             others = [name for name in arrays.files if name != self.labels]
             name = self.array or (others[0] if len(others) == 1 else "")
             for option, wanted in (("array", name), ("labels", self.labels)):
@@ -81,7 +95,7 @@ class Table(TensorDataModule):
             return arrays[name], None if self.labels is None else arrays[self.labels]
 
     def _csv(self) -> tuple[Any, Any]:
-        fields = np.loadtxt(self.path, dtype=str, delimiter=",", quotechar='"', comments=None, ndmin=2, encoding="utf-8-sig")
+        fields = _fields(self.path)
         has_header = not any(_is_number(field) for field in fields[0])
         names = list(fields[0]) if has_header else [str(i) for i in range(fields.shape[1])]
         if self.labels is not None and self.labels not in names:
@@ -108,6 +122,30 @@ def _numbers(name: str, column: np.ndarray) -> np.ndarray:
         raise ValueError(f"column {name} holds {str(text)!r}, which is no number; data.labels={name} if these are the labels") from None
 
 
+def _loaded(path: str, **options: Any) -> Any:
+    """The array or arrays of a file of numpy's; of another numpy would say that it is a pickle, and how to load it unsafely."""
+    with open(path, "rb") as file:
+        begins = file.read(6)
+    expected = {".npy": b"\x93NUMPY", ".npz": b"PK"}[Path(path).suffix]
+    if not begins.startswith(expected):
+        raise ValueError(f"it begins with {begins!r}, and not with {expected!r}" if begins else "it is empty")
+    if expected == b"PK":
+        check_archive(path)
+    else:
+        check_array(path, is_mapped=options.get("mmap_mode") is not None)
+    return np.load(path, allow_pickle=False, **options)
+
+
+def _fields(path: str) -> np.ndarray:
+    """The fields ``[lines, columns]`` of a table in text."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "loadtxt: input contained no data")
+        fields = np.loadtxt(path, dtype=str, delimiter=",", quotechar='"', comments=None, ndmin=2, encoding="utf-8-sig")
+    if not fields.size:
+        raise ValueError("it is empty")
+    return fields
+
+
 @contextmanager
 def _reading(option: str, path: str) -> Iterator[None]:
     """Say which file and which option an error is about."""
@@ -115,5 +153,6 @@ def _reading(option: str, path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ValueError(f"{option}={path} cannot be read: {error.strerror or error}\nSet {option} to a file that is there.") from error
-    except (ValueError, BadZipFile) as error:
-        raise ValueError(f"{option}={path}: {error}") from error
+    except (ValueError, EOFError, BadZipFile, zlib.error) as error:
+        found = str(error).splitlines()[0].partition("; use `usecols`")[0]
+        raise ValueError(f"{option}={path}: {found}\n{_FORMATS[Path(path).suffix]}") from error
