@@ -72,7 +72,7 @@ def _as_tensor(array: np.ndarray) -> Tensor:
         raise ValueError(f"the data are of type {array.dtype}, which torch does not have: convert them to float64")
     array = array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
     if any(step < 0 or step % array.itemsize for step in array.strides):  # which torch cannot look through
-        array = np.ascontiguousarray(array)
+        array = array.copy()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is it written to
         return torch.from_numpy(array)
