@@ -257,7 +257,7 @@ def test_ctrl_c_leaves_a_checkpoint_pictures_and_a_summary(command: Command, tmp
     assert "lowerbound-train resume=run" in out
     assert not (tmp_path / "run" / "failure.txt").exists()
     preemption.uninstall()  # a process of its own, as far as signals go
-    assert command("resume=run")[0] == 0
+    assert command("resume=run", stop)[0] == 0
 
 
 # The disk
@@ -404,7 +404,7 @@ def test_an_error_after_training_is_no_success(part: str, command: Command, monk
     assert (tmp_path / "run" / "failure.txt").exists() == (part != "report")
     monkeypatch.undo()
     monkeypatch.setattr(sys, "argv", sys.argv)
-    assert command("resume=run")[0] == 0
+    assert command("resume=run", *words)[0] == 0
     assert "test/elbo" in json.loads((tmp_path / "run" / "results.json").read_text())
     assert (tmp_path / "run" / "report.html").exists()
     assert not (tmp_path / "run" / "failure.txt").exists()

@@ -179,7 +179,7 @@ def test_one_job_without_hydra_s_launcher(slurm: dict[str, str], shell: Shell, t
     wait_for(lambda: not shell("squeue", "-h", "-j", number))
     assert not (folder / "failure.txt").exists()
     assert not (folder / "results.json").exists()
-    other = shell("sbatch", "--parsable", SCRIPTS / "submit.sh", f"resume={folder}").strip()
+    other = shell("sbatch", "--parsable", SCRIPTS / "submit.sh", f"resume={folder}", SLOW).strip()
     wait_for(lambda: not shell("squeue", "-h", "-j", other))
     assert (folder / "results.json").exists(), (tmp_path / f"lowerbound-{other}.log").read_text()
     assert f"going on after optimizer step {stopped[-1]}" in (tmp_path / f"lowerbound-{other}.log").read_text()

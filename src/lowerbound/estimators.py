@@ -24,10 +24,10 @@ from lowerbound.bounds import importance_weighted_bound
 from lowerbound.covariances import Covariance, Diagonal, Spherical
 from lowerbound.dense_covariances import Full, Tied
 from lowerbound.errors import real, whole
+from lowerbound.errors import sizes as checked
 from lowerbound.estimator import Estimator, Random, Solved, follow, in_batches
 from lowerbound.gradient import GradientFit
 from lowerbound.model import LatentVariableModel
-from lowerbound.networks import positive
 from lowerbound.randomness import own_generators
 from lowerbound.solve import ClosedFormFit
 from lowerbound.starts import FromPCA
@@ -173,7 +173,7 @@ class VAE(Estimator):
     def _learn(self, x: NDArray[Any], seed: int) -> None:
         """Ascend the ELBO."""
         latent_dim = self._below(("n_features", x.shape[1]), ("n_samples", x.shape[0]))
-        sizes = positive(self.hidden_layer_sizes, "hidden_layer_sizes")
+        sizes = checked(self.hidden_layer_sizes, "hidden_layer_sizes")
         if min(sizes, default=2 * latent_dim) < 2 * latent_dim:
             raise ValueError(f"hidden_layer_sizes={sizes} must be at least {2 * latent_dim} each, twice n_components={latent_dim}")
         whole(self.num_samples, "num_samples")
