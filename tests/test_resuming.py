@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import signal
 import socket
@@ -12,12 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lowerbound  # isort: skip  before lightning, whose import it mends beside a CPU build of torch
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
 
 import worker_of_kills
 from lowerbound import resuming
+from lowerbound.data import Table
 from lowerbound.folder import read_checkpoint
 from lowerbound.gradient import GradientFit
 
@@ -91,7 +94,7 @@ def processes() -> Iterator[Any]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["worker_of_kills"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where that process finds it
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # where that process finds it
         yield context
 
 
@@ -164,13 +167,36 @@ def test_two_ranks_of_which_one_is_killed_end_as_two_that_were_not(name: str, pr
         wait_for_checkpoints(cut / "last.ckpt", chance.randint(1, 2))
         both[killed].join(chance.uniform(0, 0.03))
         both[killed].kill()
+        said = (tmp_path / "cut.log").stat().st_size
         both[1 - killed].join(60)
-        assert both[1 - killed].exitcode != 0
+        assert both[1 - killed].exitcode == 1
+        assert "another process of this run has died" in (tmp_path / "cut.log").read_text()[said:]
+        assert "Traceback" not in (tmp_path / "cut.log").read_text()[said:]
+        assert "another process of this run has died" in (cut / "failure.txt").read_text()
     for process in pair(processes, cut, RUNS[name]):
         process.join(120)
         assert process.exitcode == 0, (tmp_path / "cut.log").read_text()
     assert "going on after optimizer step" in (tmp_path / "cut.log").read_text()
     assert_equal(left(cut), left(tmp_path / "whole"))
+
+
+def test_two_ranks_leave_out_a_batch_together_and_name_the_row_together(processes: Any, tmp_path: Path) -> None:
+    """The square of 1e30 is infinite in float32; that row is one rank's."""
+    x = np.random.default_rng(0).random((200, 6), dtype=np.float32)
+    np.save(tmp_path / "x.npy", x)
+    row = int(Table(path=str(tmp_path / "x.npy"), dim=6).source_rows("train", torch.tensor(9)))
+    x[row, 3] = 1e30
+    np.save(tmp_path / "x.npy", x)
+    data = ("data=table", f"data.path={tmp_path / 'x.npy'}", "data.dim=6")
+    words = (*data, "trainer.max_epochs=3", "fit.skip_nonfinite=1", "network.encoder.sizes=[8]")
+    for process in pair(processes, tmp_path / "run", words):
+        process.join(120)
+        assert process.exitcode == 1
+    log = (tmp_path / "run.log").read_text()
+    named = f"in row 9 of the training part ({row} of the data, from 0)"
+    assert log.count(f"{named}; left out, 1 of at most 1") == 1, "the first one says so"
+    assert log.count(f"{named}\n") == 2, "both end, for the same reason"
+    assert "fit.skip_nonfinite=1 batches have been left out already" in (tmp_path / "run" / "failure.txt").read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
