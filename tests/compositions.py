@@ -74,6 +74,8 @@ def fault(answer: Answer, command: str = "lowerbound-train") -> str | None:
         return f"exit code {answer.code}"
     if not lines or not lines[0].startswith(f"{command}: "):
         return "no message"
+    if "The traceback is in " in answer.err:
+        return f"an error that nobody foresaw: {lines[0]}"
     return f"{len(lines)} lines" if len(lines) > 3 else None
 
 

@@ -138,7 +138,7 @@ ATTACKS: dict[str, Callable[[Path], Node]] = SHELL | {
     "pathlib.Path.write_text": lambda marker: {"_target_": "pathlib.Path.write_text", "_args_": [path_to(marker), "x"]},
     "a class that writes": lambda marker: {"_target_": "logging.FileHandler", "filename": str(marker)},
     "an import that writes": imported,
-    "a function of ours": lambda marker: {"_target_": "lowerbound.folder.write_whole", "path": path_to(marker), "text": "x"},
+    "a function of ours": lambda marker: {"_target_": "lowerbound.folder.write_whole", "path": path_to(marker), "content": "x"},
     "another's class by our name": lambda marker: {"_target_": "lowerbound.run.Path.touch", "self": path_to(marker)},
     "a logger of ours": lambda marker: {"_target_": "lowerbound.tracking.WandB", "save_dir": str(marker), "mode": "disabled"},
 }

@@ -134,6 +134,8 @@ def load(folder: str | Path, trust: str | Sequence[str] = ()) -> Loaded:
     """
     files.require_own(folder)
     config = files.read_config(files.existing(folder, files.CONFIG))
+    if not config.get("model") or not config.get("data"):
+        raise ValueError(f"{folder}/{files.CONFIG} is no configuration of a run, which has a model and data: put the run's own back")
     checkpoint = files.read_checkpoint(files.existing(folder, files.WEIGHTS))
     state = files.model_state(checkpoint)
     model: LatentVariableModel = safe_instantiate(config, "model", trust)

@@ -61,6 +61,9 @@ class TensorDataModule(LightningDataModule, ABC):
     def __post_init__(self) -> None:
         super().__init__()
         whole(self.dim, "data.dim")
+        for option, kind in (("prepare", Preparation), ("missing", Missing)):
+            if not isinstance(value := getattr(self, option), kind):
+                raise ValueError(f"data.{option}={value!r} must be a {kind.__name__}: set its options, such as data.{option}.<option>=...")
         self.shape = None if self.shape is None else sizes(self.shape, "data.shape")
         if self.shape is not None and prod(self.shape) != self.dim:
             raise ValueError(f"data.shape={list(self.shape)} has {prod(self.shape)} entries, but data.dim={self.dim}")

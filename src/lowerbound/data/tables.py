@@ -122,7 +122,7 @@ def _numbers(name: str, column: np.ndarray) -> np.ndarray:
         raise ValueError(f"column {name} holds {str(text)!r}, which is no number; data.labels={name} if these are the labels") from None
 
 
-def _loaded(path: str, **options: Any) -> Any:
+def _loaded(path: str, mmap_mode: str | None = None) -> Any:
     """The array or arrays of a file of numpy's; of another numpy would say that it is a pickle, and how to load it unsafely."""
     with open(path, "rb") as file:
         begins = file.read(6)
@@ -132,8 +132,8 @@ def _loaded(path: str, **options: Any) -> Any:
     if expected == b"PK":
         check_archive(path)
     else:
-        check_array(path, is_mapped=options.get("mmap_mode") is not None)
-    return np.load(path, allow_pickle=False, **options)
+        check_array(path, is_mapped=mmap_mode is not None)
+    return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)  # pyright: ignore[reportArgumentType] a str
 
 
 def _fields(path: str) -> np.ndarray:
