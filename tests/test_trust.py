@@ -374,7 +374,7 @@ def test_no_checkpoint_runs_code(is_archive: bool, folder: Path, marker: Path) -
         torch.load(folder / name, weights_only=False)
         assert marker.exists(), "the attack is none"
         marker.unlink()
-    with pytest.raises(ValueError, match=r"weights\.ckpt (holds more than tensors|is no checkpoint)") as caught:
+    with pytest.raises(ValueError, match=r"weights\.ckpt is damaged, or no checkpoint: ") as caught:
         lowerbound.load(folder)
     assert "weights_only" not in str(caught.value), "torch's own advice is to run it"
     assert damage(folder / "last.ckpt")

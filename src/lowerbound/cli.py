@@ -280,7 +280,8 @@ def _lacking(message: str) -> str:
     key = re.search(r"Interpolation key '([^'.]+)", message)
     chosen = dict(HydraConfig.get().runtime.choices)
     parts = [f"{group}={chosen[group]}" for group in ("model", "prior", "likelihood", "posterior") if chosen.get(group)]
-    if key is None or not parts:
+    is_typed = "${" in str(OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))  # then it is a slip of the pen
+    if key is None or not parts or is_typed:
         return ""
     return f"\nThere is no {key[1]} with {', '.join(parts)}: choose parts that fit the model, or the model that they are of."
 
