@@ -111,11 +111,12 @@ class LatentVariableModel(nn.Module):
         Raises:
             ValueError: x is not finite, has missing entries that the model does not marginalise, or has no density.
         """
-        limit = torch.finfo(x.dtype).max ** 0.5 / SUMMANDS
+        dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+        limit = torch.finfo(dtype).max ** 0.5 / SUMMANDS
         if (found := x.abs() > limit).any():
             raise ValueError(
                 f"the data hold {int(found.sum())} infinite values: remove them, or write NaN for what was not observed\n"
-                f"(numbers beyond {limit:.0e} count as such, since {x.dtype} does not hold their squares: a larger unit makes them smaller)"
+                f"(numbers beyond {limit:.0e} count as such, since {dtype} does not hold their squares: a larger unit makes them smaller)"
             )
         if x.isnan().any() and not self.accepts_missing:
             count, rule = int(x.isnan().sum()), type(self.posterior_rule).__name__

@@ -181,7 +181,8 @@ def check_trainer(trainer: DictConfig) -> None:
         if trainer[limit] is not None:
             whole(trainer[limit], f"trainer.{limit} (-1: no limit)", least=-1)
     for option in ("num_nodes", "check_val_every_n_epoch", "log_every_n_steps"):
-        whole(trainer[option], f"trainer.{option}")
+        if trainer[option] is not None or option == "num_nodes":
+            whole(trainer[option], f"trainer.{option}")
     if trainer.limit_train_batches == 0:
         raise ValueError("trainer.limit_train_batches=0 leaves nothing to learn from; leave it null, or give a number of blocks")
     check_devices(trainer)
