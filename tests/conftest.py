@@ -1,11 +1,13 @@
 """What the tests share."""
 
 import logging
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
@@ -31,6 +33,16 @@ def data_root() -> Path:
     if not (root / "MNIST" / "raw").is_dir():
         pytest.skip(f"no MNIST in {root}: set LOWERBOUND_DATA to the folder that has it")
     return root.resolve()
+
+
+@pytest.fixture(scope="session")
+def processes() -> Iterator[Any]:
+    """Processes of their own, started from one that has imported everything and done nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["worker_of_kills"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # where that process finds it
+        yield context
 
 
 @pytest.fixture

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import worker_of_kills
 
 COMMAND = ("-m", "lowerbound.cli")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
@@ -28,6 +32,24 @@ def finished(folder: Path, *words: str, seconds: float = 100) -> tuple[int, str]
     finally:
         process.kill()
     return process.returncode, out
+
+
+def free_port() -> int:
+    """A port for the processes of a run; they tell each other its folder at one 5000 above."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1] % 20000 + 20000
+
+
+def two_ranks(processes: Any, script: str | Path, *arguments: object, seconds: float = 200) -> None:
+    """A script in two processes, in the environment that torchrun gives them, without its seconds of importing."""
+    port, words = free_port(), [str(argument) for argument in arguments]
+    both = [processes.Process(target=worker_of_kills.script, args=(number, port, str(script), words)) for number in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(seconds)
+        assert process.exitcode == 0
 
 
 def children(pid: int) -> Iterator[int]:

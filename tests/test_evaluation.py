@@ -28,6 +28,7 @@ from lowerbound.data.prepare import Preparation
 from lowerbound.evaluation import data_of, verdict, warnings
 from lowerbound.evidence import Annealing, Estimate, estimates, importance_weighted
 from lowerbound.ranks import by_blocks
+from processes import two_ranks
 
 SIX = 6.0
 COARSE = Annealing(num_data=100, num_temperatures=100, num_chains=4, leapfrogs=5)
@@ -150,24 +151,29 @@ def test_blocks_of_rows_have_noise_of_their_own(run: Path) -> None:
     assert len(set(values[0].tolist())) == 40
 
 
-def torchrun(folder: Path, processes: int, *arguments: str) -> dict[str, Any]:
-    """The command in that many processes; what it found."""
-    script = Path(sys.executable).parent / "lowerbound-evaluate"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--no-python"]
+SCRIPT = Path(sys.executable).parent / "lowerbound-evaluate"
+
+
+def by_torchrun(folder: Path, *arguments: str) -> None:
+    """The command in two processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launcher, script, f"run={folder}", *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run([*launcher, SCRIPT, f"run={folder}", *arguments], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("nats per datum |") == 1, "only one of them tells"
-    return json.loads((folder / "evaluation.json").read_text())
 
 
 @pytest.mark.process
-def test_two_processes_find_what_one_finds_to_the_last_bit(run: Path, command: Evaluate) -> None:
+def test_two_processes_find_what_one_finds_to_the_last_bit(run: Path, command: Evaluate, processes: Any) -> None:
     """359 rows in blocks of 10, 50 and 250 are shared out unevenly, and 9 rows leave the second without any."""
     for count in ("num_data=null", "num_data=9"):
         command(f"run={run}", *SMALL, count)
         one = json.loads((run / "evaluation.json").read_text())
-        two = torchrun(run, 2, *SMALL, count)
+        if count == "num_data=9":
+            by_torchrun(run, *SMALL, count)
+        else:  # in the environment that torchrun gives
+            two_ranks(processes, SCRIPT, f"run={run}", *SMALL, count)
+        two = json.loads((run / "evaluation.json").read_text())
         assert (one.pop("processes"), two.pop("processes")) == (1, 2)
         assert without_seconds(two) == without_seconds(one)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -47,6 +45,7 @@ from lowerbound.run import learn
 from lowerbound.schedules import Step
 from lowerbound.studies import BruteForce, GradientVariance, Study
 from lowerbound.wording import unit
+from processes import two_ranks
 
 SIX = 6.0
 NAN = float("nan")
@@ -437,11 +436,9 @@ def test_the_error_of_a_vae_does_not_depend_on_batches() -> None:
 
 
 @pytest.mark.process
-def test_the_error_is_that_of_the_rows_of_all_ranks(tmp_path: Path) -> None:
+def test_the_error_is_that_of_the_rows_of_all_ranks(processes: Any, tmp_path: Path) -> None:
     """Two ranks with 38 and 37 rows and another number of holes each."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", worker_of_missing.__file__, str(tmp_path), "2"]
-    subprocess.run([sys.executable, *command], check=True, env=environment, timeout=240, capture_output=True)
+    two_ranks(processes, worker_of_missing.__file__, tmp_path, 2)
     worker_of_missing.main(tmp_path, 1)
     alone, *both = (torch.load(tmp_path / name, weights_only=True) for name in ("0_of_1.pt", "0_of_2.pt", "1_of_2.pt"))
     for rank in both:

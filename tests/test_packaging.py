@@ -1,6 +1,5 @@
 """The wheel: built, installed into an environment that has the dependencies and not this checkout, and run from a folder of its own."""
 
-import json
 import os
 import re
 import subprocess
@@ -58,36 +57,6 @@ def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel: Path) -> None
     assert "hydra_plugins/lowerbound.py" in code, "where Hydra finds the launchers and the sweeper"
     assert conf
     assert {name for name in names if ".dist-info/" not in name} == conf | code
-
-
-LIKELIHOOD = """
-from lowerbound.likelihoods import Gaussian
-
-
-class Mine(Gaussian):
-    pass
-"""
-LOAD = """
-import sys
-import lowerbound
-print(lowerbound.__file__)
-print(type(lowerbound.load(sys.argv[1], trust=["mine"]).model.likelihood))
-"""
-
-
-def test_the_command_trains_from_any_folder_also_what_the_user_wrote_there(installed: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(LIKELIHOOD)
-    printed = run(installed / "lowerbound-train", "trainer.max_epochs=1", "likelihood._target_=mine.Mine", cwd=tmp_path)
-    (folder,) = (tmp_path / "outputs" / "vae_digits").iterdir()
-    assert str(folder.relative_to(tmp_path)) in printed
-    results = json.loads((folder / "results.json").read_text())
-    assert results["test/elbo"] == pytest.approx(results["test/reconstruction"] - results["test/kl"], abs=1e-4)
-    for name in ("config.yaml", "weights.ckpt", "last.ckpt", "metrics.csv"):
-        assert (folder / name).stat().st_size > 0, name
-    assert list((folder / "figures").glob("*.png"))
-    where, likelihood = run(installed / "python", "-c", LOAD, folder, cwd=tmp_path).splitlines()
-    assert Path(where).is_relative_to(installed.parent)
-    assert likelihood == "<class 'mine.Mine'>"
 
 
 def pins() -> dict[str, str]:

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-WORKER = Path(__file__).parent / "worker_of_ranks.py"
-
-
-def launch(folder: Path, ranks: int, global_batch: int) -> list[dict[str, Any]]:
-    """The results of every rank."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    command = [sys.executable, *torchrun, str(WORKER), str(folder), str(ranks), str(global_batch)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    subprocess.run(command, check=True, env=environment, timeout=120, capture_output=True)
-    return [torch.load(folder / f"rank_{rank}_of_{ranks}.pt", weights_only=True) for rank in range(ranks)]
+import worker_of_ranks
+from processes import two_ranks
 
 
 @pytest.fixture(scope="module", params=[8, 12])
-def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def results(
+    request: pytest.FixtureRequest, processes: Any, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """37 training rows in global batches of 8: the last has 5, of which the ranks get 3 and 2; of 12: it has 1, and one rank gets none."""
     folder = tmp_path_factory.mktemp("ranks")
-    (alone,) = launch(folder, 1, request.param)
-    return alone, launch(folder, 2, request.param)
+    worker_of_ranks.main(folder, 1, request.param)
+    two_ranks(processes, worker_of_ranks.__file__, folder, 2, request.param)
+    alone, *both = (torch.load(folder / f"rank_{name}.pt", weights_only=True) for name in ("0_of_1", "0_of_2", "1_of_2"))
+    return alone, both
 
 
 def test_two_ranks_learn_what_one_learns(results: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:

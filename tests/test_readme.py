@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -47,20 +46,6 @@ def test_every_command_on_run_folders_composes(line: str) -> None:
 
 def test_there_are_commands() -> None:
     assert len(COMMANDS) > 15
-
-
-def test_the_likelihood_of_the_readme_trains_from_the_command_line(tmp_path: Path) -> None:
-    """One Python file and one YAML file, in a process that knows nothing else of them."""
-    (tmp_path / "my_likelihood.py").write_text(block("python", "# my_likelihood.py"))
-    (tmp_path / "conf" / "likelihood").mkdir(parents=True)
-    (tmp_path / "conf" / "likelihood" / "laplace.yaml").write_text(block("yaml", "# conf/likelihood/laplace.yaml"))
-    command = next(command for command in COMMANDS if "--config-dir" in command).split()
-    small = ("trainer.max_epochs=2", "network.encoder.sizes=[16]", "latent_dim=2", "hydra.run.dir=run")
-    program = str(Path(sys.executable).parent / command[0])
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([program, *command[1:], *small], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert np.isfinite(json.loads((tmp_path / "run" / "results.json").read_text())["test/elbo"])
 
 
 def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:

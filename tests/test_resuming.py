@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import random
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +20,7 @@ from lowerbound import resuming
 from lowerbound.data import Table
 from lowerbound.folder import read_checkpoint
 from lowerbound.gradient import GradientFit
+from processes import free_port
 
 pytestmark = pytest.mark.process
 
@@ -88,16 +86,6 @@ def assert_equal(one: Folder, other: Folder) -> None:
         assert [place for place in mine if not torch.equal(mine[place], others[place])] == []
 
 
-@pytest.fixture(scope="module")
-def processes() -> Iterator[Any]:
-    """Processes of their own, started from one that has imported everything and done nothing."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["worker_of_kills"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # where that process finds it
-        yield context
-
-
 def start(processes: Any, folder: Path, words: tuple[str, ...], *death: Any) -> Any:
     process = processes.Process(target=worker_of_kills.train, args=(folder, [*QUICK, *words], *death))
     process.start()
@@ -136,9 +124,7 @@ def test_three_killed_trainings_end_as_one_that_was_not(name: str, processes: An
 
 def pair(processes: Any, folder: Path, words: tuple[str, ...]) -> list[Any]:
     """The two processes of a run."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1] % 20000 + 20000  # the folder is told at a port 5000 above
+    port = free_port()
     both = [processes.Process(target=worker_of_kills.rank, args=(number, port, folder, [*QUICK, *TWO, *words])) for number in range(2)]
     for process in both:
         process.start()

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 import lowerbound
 from lowerbound.cli import main
 from lowerbound.folder import read_checkpoint
+from lowerbound.instantiate import instantiate
 from lowerbound.tracking import read_metrics
 
 SMALL = ("trainer.max_epochs=2", "network.encoder.sizes=[16]", "latent_dim=2", "callbacks.pictures.num_images=4")
@@ -80,9 +81,11 @@ def test_checkpoints_hold_tensors_and_plain_containers(finished: Path) -> None:
 
 LOAD = """
 import sys, torch, lowerbound
+from lightning.pytorch import Trainer
+from lowerbound.instantiate import instantiate
 run = lowerbound.load(sys.argv[1])
-data = lowerbound.run.instantiate(run.config.data)
-trainer = lowerbound.run.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+data = instantiate(run.config.data)
+trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
 (result,) = trainer.test(lowerbound.GradientFit(run.model), datamodule=data, verbose=False)
 print(result["test/elbo"].hex())
 """
@@ -110,7 +113,7 @@ def test_the_statistics_of_the_training_part_come_back(tmp_path: Path, monkeypat
     folder = run(tmp_path, monkeypatch, *SMALL, "noise.scale=1", *options)
     loaded = lowerbound.load(folder)
     assert loaded.prepare is not None
-    data = lowerbound.run.instantiate(loaded.config.data)
+    data = instantiate(loaded.config.data)
     data.setup()
     raw = data.prepare.inverse(data.part("test").x.double())
     torch.testing.assert_close(loaded.prepare(raw), data.part("test").x.double(), atol=1e-5, rtol=0)  # float32 rows

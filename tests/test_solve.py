@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -27,6 +24,7 @@ from lowerbound.gradient import GradientFit
 from lowerbound.model import LatentVariableModel
 from lowerbound.solve import ClosedFormFit
 from lowerbound.statistics import Triangle
+from processes import two_ranks
 
 D, L = 6, 2
 
@@ -311,12 +309,10 @@ def test_a_resumed_fit_has_the_bits_of_an_uninterrupted_one(tmp_path: Path, meth
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def ranks(processes: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two ranks make of every fit of `worker_of_sums.py`, in one launch."""
     folder = tmp_path_factory.mktemp("sums")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    subprocess.run([*torchrun, worker_of_sums.__file__, str(folder), "2"], check=True, env=environment, timeout=200, capture_output=True)
+    two_ranks(processes, worker_of_sums.__file__, folder, 2)
     return [torch.load(folder / f"rank_{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -20,9 +21,21 @@ MOMENTS = ("half", "fsync", "link", "replace")  # of writing a checkpoint
 
 def rank(number: int, port: int, folder: Path, words: Sequence[str]) -> None:
     """One of two processes of a run, in the environment that torchrun gives."""
+    take_place(number, port)
+    train(folder, words)
+
+
+def script(number: int, port: int, path: str, arguments: Sequence[str]) -> None:
+    """One of two processes of a script, in that environment."""
+    take_place(number, port)
+    torch.set_num_threads(1)
+    sys.argv = [path, *arguments]
+    runpy.run_path(path, run_name="__main__")
+
+
+def take_place(number: int, port: int) -> None:
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     os.environ.update({**shared, "RANK": str(number), "LOCAL_RANK": str(number), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "none"})
-    train(folder, words)
 
 
 def train(folder: Path, words: Sequence[str], moment: str | None = None, nth: int = 1) -> None:
