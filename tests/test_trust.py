@@ -158,6 +158,12 @@ def naive(node: Any) -> Any:
     return found(*naive(node.get("_args_", [])), **built)
 
 
+@pytest.mark.parametrize("target", ["lowerbound.data.module.LightningDataModule", "lowerbound.run.Trainer", "lowerbound.run.Path"])
+def test_a_class_of_others_is_none_of_ours_whatever_name_leads_to_it(target: str) -> None:
+    with pytest.raises(ValueError, match=f"model._target_={target}: that is no class of lowerbound"):
+        safe_instantiate(OmegaConf.create({"model": {"_target_": target}}), "model")
+
+
 def has_run(marker: Path) -> bool:
     """Whether the attack has left its mark; what is compiled leaves its source."""
     return marker.exists() or (marker.parent / "main.cpp").exists()
