@@ -24,7 +24,7 @@ from lowerbound.folder import FORMAT, read_checkpoint
 from processes import COMMAND, finished
 
 TRAIN, EVALUATE, PREDICT = "lowerbound-train", "lowerbound-evaluate", "lowerbound-predict"
-NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU that is absent cannot be asked for on a machine that has one")
 
 
 class Row(NamedTuple):

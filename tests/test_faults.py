@@ -228,7 +228,7 @@ def test_a_gradient_that_is_not_finite_is_left_out_too(tmp_path: Path) -> None:
 )
 def test_em_names_the_row_before_it_spoils_the_parameters(make: Callable[[], Any], tmp_path: Path) -> None:
     """The square of 1e200 is infinite in float64; the check of the data, which says so beforehand, is left out."""
-    data, fit = table(), make()
+    fit = make()
     row = a_training_row(7)
     x = torch.rand(60, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x[row, 2] = 1e200

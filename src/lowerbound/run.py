@@ -180,8 +180,9 @@ def check_trainer(trainer: DictConfig) -> None:
     for limit in ("max_epochs", "max_steps"):
         if trainer[limit] is not None:
             whole(trainer[limit], f"trainer.{limit} (-1: no limit)", least=-1)
-    for option in ("num_nodes", "check_val_every_n_epoch", "log_every_n_steps"):
-        if trainer[option] is not None or option == "num_nodes":
+    whole(trainer.num_nodes, "trainer.num_nodes")
+    for option in ("check_val_every_n_epoch", "log_every_n_steps"):
+        if trainer[option] is not None:
             whole(trainer[option], f"trainer.{option}")
     if trainer.limit_train_batches == 0:
         raise ValueError("trainer.limit_train_batches=0 leaves nothing to learn from; leave it null, or give a number of blocks")
