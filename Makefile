@@ -10,6 +10,9 @@ BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
+# Of every Python process that a sweep or the tests start, the first one compiles for all.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: train ladder test lint audit
 
 train: $(VENV)/.installed

@@ -18,12 +18,9 @@ lowerbound-train "${own[@]}" "${quick[@]}" hydra.run.dir=first
 # A likelihood and an objective of one's own, chosen by their names; a folder that needs them is opened by whoever says that they are trusted.
 lowerbound-train --config-dir conf likelihood=laplace objective=capacity latent_dim=2 "${quick[@]}" hydra.run.dir=mine
 lowerbound-evaluate mine "trust=[my_likelihood,my_objective]" "num_samples=[1,5]" baselines=false annealing.num_data=0
-if lowerbound-evaluate mine; then exit 1; fi
 
-# A sweep, twice: the second time there is nothing left to run.
-sweep=(--multirun sweep=sizes latent_dim=2,4 "${own[@]}" "${quick[@]}" "~callbacks.pictures")
-lowerbound-train "${sweep[@]}"
-lowerbound-train "${sweep[@]}"
+# A sweep.
+lowerbound-train --multirun sweep=sizes latent_dim=2,4 "${own[@]}" "${quick[@]}" "~callbacks.pictures"
 lowerbound-sweep status outputs/sizes
 lowerbound-predict first output=encode rows=digits.npy file=codes.csv
 

@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import lowerbound  # isort: skip  before lightning, whose import it mends beside a CPU build of torch
+import sklearn.datasets  # noqa: F401  what takes seconds, once for all processes
 import torch
 
-import lowerbound.run  # noqa: F401  what takes seconds, once for all processes
+import lowerbound.run  # noqa: F401  the same
 from lowerbound.cli import main
+from lowerbound.defaults import differences
+from zoo import composed
 
+differences(composed("seed=1"))  # Hydra's parser is slow before it has read anything
 MOMENTS = ("half", "fsync", "link", "replace")  # of writing a checkpoint
 
 

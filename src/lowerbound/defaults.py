@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +67,9 @@ def _glued(default: DictConfig) -> set[str]:
     return {key for key, value in _leaves(OmegaConf.to_container(default, resolve=False)) if value.startswith("${")}
 
 
+@cache
 def _default() -> DictConfig:
+    """Composed once for all runs of a sweep in one process; nobody changes it."""
     config = config_loader().load_configuration("config", overrides=[], run_mode=RunMode.RUN)
     for key in UNCOMPARED:
         config[key] = None  # some hold what only a running command can resolve
