@@ -15,7 +15,7 @@ import commands
 
 pytestmark = pytest.mark.process
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-SMALL = ("trainer.max_epochs=4", "network.encoder.sizes=[16]", "latent_dim=2")
+SMALL = ("trainer.max_epochs=1", "network.encoder.sizes=[16]", "latent_dim=2")
 PARTS = "return [...document.images].map(i => [i.complete, i.naturalWidth])"
 
 

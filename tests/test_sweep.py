@@ -66,9 +66,9 @@ def test_an_experiment_that_is_a_sweep_needs_no_flag(command: Command, tmp_path:
 def test_a_sweep_under_a_name_has_one_folder_however_often_it_is_started(
     command: Command, tmp_path: Path, name: str, varied: str, values: list[float]
 ) -> None:
-    for _ in range(2):
-        answer = command(f"experiment={name}")
-        assert [OmegaConf.select(cfg, varied) for cfg in answer.runs] == values
+    for words, expected in (((), values), ((f"{varied}={values[0]},{values[1]}",), values[:2])):
+        answer = command(f"experiment={name}", *words)
+        assert [OmegaConf.select(cfg, varied) for cfg in answer.runs] == expected
     assert {run.folder.name for run in read_runs(tmp_path / "outputs" / name)} == {f"{varied}={value:g}" for value in values}
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Run:
         """A number of its results, if it has it."""
         return None if self.results is None else self.results.get(key)
 
-    @property
+    @cached_property
     def config(self) -> DictConfig | None:
         """Its resolved configuration; None: it did not get so far."""
         path = self.folder / CONFIG
@@ -62,7 +63,7 @@ class Run:
         """The weight of the KL that training ended with; None: it is not known."""
         return None if self.config is None else beta_at_the_end(self.config.get("objective") or {})
 
-    @property
+    @cached_property
     def data(self) -> Any:
         """The data and their preparation as they were configured, without what changes no number of a datum."""
         node = None if self.config is None else self.config.get("data")
