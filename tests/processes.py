@@ -6,9 +6,10 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from time import monotonic, sleep
+from typing import Any, NamedTuple
 
 import worker_of_kills
 
@@ -32,6 +33,35 @@ def finished(folder: Path, *words: str, seconds: float = 100) -> tuple[int, str]
     finally:
         process.kill()
     return process.returncode, out
+
+
+class Forked(NamedTuple):
+    """``lowerbound-train`` in a process of its own, and the file that it writes to."""
+
+    process: Any
+    log: Path
+
+    def ended(self, seconds: float = 100) -> tuple[int, str]:
+        """Its exit code and what it wrote; after so many seconds it is killed."""
+        self.process.join(seconds)
+        self.process.kill()
+        self.process.join()
+        return self.process.exitcode, self.log.read_text()
+
+
+def forked(processes: Any, folder: Path, log: Path, *words: str, variables: Mapping[str, str] = ENVIRONMENT) -> Forked:
+    """It with these words in a folder, without its seconds of importing; what it starts itself is what a user has."""
+    process = processes.Process(target=worker_of_kills.command, args=(folder, log, words, dict(variables)))
+    process.start()
+    return Forked(process, log)
+
+
+def until(is_so: Callable[[], object], seconds: float = 200) -> None:
+    """Wait for it, without taking the processor from whoever brings it about."""
+    end = monotonic() + seconds
+    while not is_so():
+        assert monotonic() < end, "it does not happen"
+        sleep(0.2)
 
 
 def free_port() -> int:

@@ -8,7 +8,7 @@ import re
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from omegaconf import OmegaConf
@@ -19,7 +19,7 @@ from lowerbound.cli import main
 from lowerbound.jobs import Job
 from lowerbound.local_queue import Queue, Running, Task
 from lowerbound.runs import not_begun, read_runs
-from processes import COMMAND, TWO_RANKS, begun, children, finished, is_alive
+from processes import TWO_RANKS, begun, children, forked, is_alive, until
 
 EM = ("model=ppca", "data=linear_gaussian", "fit=em", "fit.update=batch", "trainer.max_epochs=1", "~callbacks.pictures")
 LOCAL = ("hydra/launcher=local", "hydra.launcher.devices=4")
@@ -37,11 +37,11 @@ class Sweep(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+def sweep(processes: Any, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     """Four runs of two processes, two runs at a time."""
     folder = tmp_path_factory.mktemp("sweep")
-    words = [*COMMAND, "-m", *LOCAL, *EM, GRID, *TWO_RANKS, "data.batch_size=64", "sweep=mine"]
-    return Sweep(folder, *finished(folder, *words, seconds=300))
+    words = ["-m", *LOCAL, *EM, GRID, *TWO_RANKS, "data.batch_size=64", "sweep=mine"]
+    return Sweep(folder, *forked(processes, folder, folder.with_suffix(".log"), *words).ended(300))
 
 
 @pytest.mark.process
@@ -85,16 +85,18 @@ def test_two_processes_find_what_one_finds_with_the_double_batch(sweep: Sweep, t
 
 
 @pytest.mark.process
-def test_whoever_stops_the_sweep_stops_its_runs(tmp_path: Path) -> None:
+def test_whoever_stops_the_sweep_stops_its_runs(processes: Any, tmp_path: Path) -> None:
     endless = ("model=autoencoder", "data=linear_gaussian", "trainer.max_epochs=-1", "~callbacks.pictures", "seed=0,1", "sweep=mine")
-    process = begun(tmp_path, *COMMAND, "-m", "hydra/launcher=local", "hydra.launcher.devices=2", *endless, *TWO_RANKS)
+    words = ("-m", "hydra/launcher=local", "hydra.launcher.devices=2", *endless, *TWO_RANKS)
+    process, log = forked(processes, tmp_path, tmp_path / "log", *words)
     try:
-        while not list(tmp_path.glob("outputs/mine/*/metrics.csv")):
-            assert process.poll() is None, process.communicate()
+        until(lambda: list(tmp_path.glob("outputs/mine/*/metrics.csv")) or process.exitcode is not None)
+        assert process.exitcode is None, log.read_text()
         runs = list(children(process.pid))
         assert len(runs) >= 3, "torchrun and two of its own"
         os.kill(process.pid, signal.SIGTERM)
-        assert process.wait(60) == 128 + signal.SIGTERM
+        process.join(60)
+        assert process.exitcode == 128 + signal.SIGTERM
         assert not any(is_alive(pid) for pid in runs)
         assert len(list(tmp_path.glob("outputs/mine/*/output.log"))) == 1, "the second has not begun"
         assert len(list(tmp_path.glob("outputs/mine/*/last.ckpt"))) == 1, "the first can be gone on with"
@@ -156,8 +158,8 @@ def test_what_does_not_stop_is_killed(tmp_path: Path) -> None:
         "Queue(['a'], lambda taken: os.environ, 0.5).run([Task(0, deaf, 1, Path('log'))], lambda running: None, lambda *_: None)"
     )
     process = begun(tmp_path, "-c", script)
-    while not ((tmp_path / "log").is_file() and (tmp_path / "log").read_text()):
-        assert process.poll() is None, process.communicate()
+    until(lambda: ((tmp_path / "log").is_file() and (tmp_path / "log").read_text()) or process.poll() is not None)
+    assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 128 + signal.SIGINT
     assert not is_alive(int((tmp_path / "log").read_text()))

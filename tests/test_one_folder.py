@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from time import monotonic, sleep
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -17,7 +16,7 @@ from torch.distributed import HashStore
 
 from lowerbound import devices
 from lowerbound.one_folder import told
-from processes import COMMAND, TORCHRUN, TWO_RANKS, begun, children, finished, is_alive, variables
+from processes import COMMAND, TORCHRUN, TWO_RANKS, children, finished, forked, is_alive, until, variables
 
 RUN = ("model=ppca", "data=linear_gaussian", "trainer.max_epochs=1", "~callbacks.pictures")
 NOTE = "+callbacks.note={_target_: noting.Note}"
@@ -30,13 +29,6 @@ class Note(Callback):
         Path(f"rank_{trainer.global_rank}").write_text(trainer.default_root_dir)
 """
 SECONDS = 30.0  # in which the other ends after one was killed; Lightning looks every five
-
-
-def until(is_so: Callable[[], object], seconds: float = 60.0) -> None:
-    deadline = monotonic() + seconds
-    while not is_so():
-        assert monotonic() < deadline, "it did not come to that"
-        sleep(0.05)
 
 
 def one_folder(place: Path) -> Path:
@@ -63,16 +55,18 @@ def test_what_torchrun_starts_has_one_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-def test_what_lightning_starts_has_one_folder_and_one_end(tmp_path: Path) -> None:
+def test_what_lightning_starts_has_one_folder_and_one_end(processes: Any, tmp_path: Path) -> None:
     """Where a process is killed the other ends within 30 seconds, and not with exit code 0."""
     (tmp_path / "noting.py").write_text(NOTING)
-    process = begun(tmp_path, *COMMAND, *RUN, *TWO_RANKS, NOTE, "model=autoencoder", "trainer.max_epochs=-1")
+    words = (*RUN, *TWO_RANKS, NOTE, "model=autoencoder", "trainer.max_epochs=-1")
+    process, _ = forked(processes, tmp_path, tmp_path.with_suffix(".log"), *words)
     try:
         until(lambda: all(path.is_file() and path.read_text() for path in (tmp_path / "rank_0", tmp_path / "rank_1")))
         one_folder(tmp_path)
         (second,) = [pid for pid in children(process.pid) if variables(pid).get("LOCAL_RANK") == "1"]
         os.kill(second, signal.SIGKILL)
-        assert process.wait(SECONDS) != 0
+        process.join(SECONDS)
+        assert process.exitcode not in (None, 0)
         assert not is_alive(second)
     finally:
         process.kill()

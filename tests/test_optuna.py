@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+import worker_of_kills
 from commands import Answer, Command
 from lowerbound.runs import read_runs
+from processes import forked
 
 optuna = pytest.importorskip("optuna")
 
@@ -210,34 +211,19 @@ def test_without_optuna_it_says_what_to_install(command: Command, monkeypatch: p
     assert len(answer.err.splitlines()) <= 3
 
 
-KILLED = """
-import os, signal, sys
-from hydra.core.hydra_config import HydraConfig
-import lowerbound.run
-from lowerbound.cli import main
-train = lowerbound.run.train
-def until(config):
-    if HydraConfig.get().job.num == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return train(config)
-lowerbound.run.train = until
-main()
-"""
-
-
 @pytest.mark.process
-def test_a_search_killed_outright_goes_on(tmp_path: Path) -> None:
+def test_a_search_killed_outright_goes_on(processes: Any, tmp_path: Path) -> None:
     """Real runs, in a process that gets SIGKILL in its second trial and in one that goes on."""
     words = ["model=ppca", "latent_dim=range(1,9)", "sweep=mine", "~callbacks.pictures", "--multirun", "hydra/sweeper=optuna"]
     words += ["hydra.sweeper.n_trials=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    killed = subprocess.run([sys.executable, "-c", KILLED, *words], cwd=tmp_path, env=environment, capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    killed = processes.Process(target=worker_of_kills.killed_in, args=(1, tmp_path, tmp_path / "killed.log", words))
+    killed.start()
+    killed.join(100)
+    assert killed.exitcode == -signal.SIGKILL
     assert states(tmp_path) == ["COMPLETE", "RUNNING"]
     begun = [trial.params for trial in study_of(tmp_path).trials]
-    program = [sys.executable, "-m", "lowerbound.cli"]
-    done = subprocess.run([*program, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    code, out = forked(processes, tmp_path, tmp_path / "done.log", *words).ended()
+    assert code == 0, out
     assert states(tmp_path) == ["COMPLETE"] * 2
     assert [trial.params for trial in study_of(tmp_path).trials] == begun
-    assert "trials: 2 complete" in done.stdout
+    assert "trials: 2 complete" in out

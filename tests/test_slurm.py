@@ -8,23 +8,24 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lowerbound.folder import read_checkpoint
+from processes import Forked, forked, until
 
 SCRIPTS = Path(__file__).parents[1] / "scripts" / "slurm"
 pytestmark = pytest.mark.slurm
 
-TRAIN = Path(sys.executable).parent / "lowerbound-train"
 LAUNCHER = ("-m", "hydra/launcher=slurm", "hydra.launcher.every_seconds=1", "hydra.launcher.cpus_per_task=2")
-QUICK = ("latent_dim=2", "network.encoder.sizes=[16]", "~callbacks.pictures", "trainer.check_val_every_n_epoch=100")
-SLOW = "+callbacks.slow={_target_:worker_of_stops.Slow,seconds:0.03}"  # 24 seconds for 200 epochs
-LONG = (*QUICK, "trainer.max_epochs=200")
+QUICK = ("latent_dim=2", "network.encoder.sizes=[16]", "~callbacks.pictures", "trainer.check_val_every_n_epoch=10")
+LONG = (*QUICK, "trainer.max_epochs=20", "callbacks.last.every_seconds=0")
+GO = "go"  # the file that ends the pauses
+SLOW = f"+callbacks.slow={{_target_:worker_of_stops.Slow,seconds:4,until:{GO}}}"
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     )
     assert started.returncode == 0, started.stderr
     settings = dict(word.split("=", 1) for line in started.stdout.splitlines() if line.startswith("export ") for word in line.split()[1:])
-    path = f"{TRAIN.parent}:{os.environ['PATH']}"
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     try:
         yield {**os.environ, **settings, "OMP_NUM_THREADS": "1", "PATH": path, "PYTHONPATH": str(Path(__file__).parent)}
     finally:
@@ -65,16 +66,21 @@ def shell(slurm: dict[str, str], tmp_path: Path) -> Shell:
     return run
 
 
-def wait_for(what: Callable[[], object], seconds: float = 90) -> object:
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, "it does not happen"
-        time.sleep(0.3)
-    return found
+Begin = Callable[..., Forked]
 
 
-def begin(folder: Path, environment: dict[str, str], *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([str(TRAIN), *words], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+@pytest.fixture
+def begin(slurm: dict[str, str], processes: Any, tmp_path: Path) -> Iterator[Begin]:
+    """``lowerbound-train`` in the tests' folder, with a name for what it writes."""
+    begun: list[Forked] = []
+
+    def run(name: str, *words: str) -> Forked:
+        begun.append(forked(processes, tmp_path, tmp_path / f"{name}.log", *words, variables=slurm))
+        return begun[-1]
+
+    yield run
+    for one in begun:  # else one that a test has failed to end would wait for a SLURM that is gone
+        one.process.kill()
 
 
 def log_of(folder: Path) -> str:
@@ -97,64 +103,66 @@ def steps(text: str) -> tuple[list[str], list[str]]:
     return re.findall(r"stopped by a signal after optimizer step (\d+)", text), re.findall(r"going on after optimizer step (\d+)", text)
 
 
-def test_a_sweep_survives_a_preemption_and_a_time_limit(slurm: dict[str, str], shell: Shell, tmp_path: Path) -> None:
+def restarts(shell: Shell, job: str) -> int:
+    return int(re.findall(r"Restarts=(\d+)", shell("scontrol", "show", "job", job))[0])
+
+
+def test_a_sweep_survives_a_preemption_and_a_time_limit(slurm: dict[str, str], begin: Begin, shell: Shell, tmp_path: Path) -> None:
     """Four runs and one that fails, on two nodes: what the first waits for is a job of a higher partition, and time the second."""
-    seeds = "fit.optimizer.lr=0.001,0.002,0.003,0.004,1e30"
-    words = (*LAUNCHER, *LONG, SLOW, seeds, "sweep=mine", "hydra.launcher.signal_delay_s=112")
-    command = begin(tmp_path, slurm, *words)
+    words = (*LAUNCHER, *LONG, SLOW, "fit.optimizer.lr=0.001,1e30,0.002,0.003,0.004", "sweep=mine", "hydra.launcher.signal_delay_s=112")
+    command = begin("command", *words)
     sweep = tmp_path / "outputs" / "mine"
 
     def node_of(lr: str) -> str:
         return shell("squeue", "-h", "-r", "-o", "%N", "-j", job_of(folder_of(sweep, lr))).strip()
 
-    wait_for(lambda: len(list(sweep.glob("*/metrics.csv"))) >= 4)
+    until(lambda: len(list(sweep.glob("*/last.ckpt"))) == 4 and list(sweep.glob("*/failure.txt")))
     first, second = "0.001", next(lr for lr in ("0.002", "0.003", "0.004") if node_of(lr) != node_of("0.001"))
     folder = folder_of(sweep, second)
-    limited = job_of(folder)
+    taken, limited = job_of(folder_of(sweep, first)), job_of(folder)
     shell("scontrol", "update", f"JobId={limited}", "TimeLimit=2")
     shell("sbatch", "-p", "high", "-w", node_of(first), "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
-    wait_for(lambda: "PENDING" in shell("squeue", "-h", "-r", "-o", "%T", "-j", limited))
+    whole = begin("whole", *LONG, f"fit.optimizer.lr={second}", "hydra.run.dir=whole")
+    until(lambda: restarts(shell, limited))
     shell("scontrol", "update", f"JobId={limited}", "TimeLimit=60")
-    out, _ = command.communicate(timeout=200)
-    assert command.returncode == 1, "one has failed"
+    until(lambda: restarts(shell, taken))
+    (tmp_path / GO).touch()
+    code, out = command.ended(200)
+    assert code == 1, "one has failed"
     assert len(re.findall(r"finished with -?[\d.]+", out)) == 4
     assert "lr=1e+30: failed: NonFiniteError: optimizer step" in out
     stopped, resumed = steps(log_of(sweep))
     assert sorted(stopped) == sorted(resumed)
     assert len(stopped) >= 2, "the one that was out of time, and whatever was on the node that was taken"
-    assert all(f"job {limited} is requeued" in text for text in [log_of(sweep)])
-    values = {path.parent: json.loads(path.read_text())["val/elbo"] for path in sweep.glob("*/results.json")}
-    assert len(values) == 4
+    assert f"job {limited} is requeued" in log_of(sweep)
+    assert len([path for path in sweep.glob("*/results.json") if "val/elbo" in json.loads(path.read_text())]) == 4
 
+    shutil.rmtree(next(path.parent for path in sweep.glob("*/failure.txt")))
     before = {path: path.stat().st_mtime_ns for path in sweep.glob("*/last.ckpt")}
-    failed = next(path.parent for path in sweep.glob("*/failure.txt"))
-    shutil.rmtree(failed)
-    again = begin(tmp_path, slurm, *(word.replace(",1e30", "") for word in words))
-    out, _ = again.communicate(timeout=60)
-    assert again.returncode == 0, out
+    code, out = begin("again", *(word.replace(",1e30", "") for word in words)).ended(60)
+    assert code == 0, out
     assert "submitted" not in out
-    assert {path: path.stat().st_mtime_ns for path in sweep.glob("*/last.ckpt") if path in before} == {
-        path: when for path, when in before.items() if path.parent != failed
-    }
+    assert {path: path.stat().st_mtime_ns for path in sweep.glob("*/last.ckpt")} == before
 
-    whole = begin(tmp_path, slurm, *LONG, f"fit.optimizer.lr={second}", "hydra.run.dir=whole")
-    assert whole.wait(120) == 0
+    assert whole.ended(120)[0] == 0
     assert (folder / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
     one, other = (read_checkpoint(path / "weights.ckpt")["state_dict"] for path in (folder, tmp_path / "whole"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_runs_of_two_tasks_on_one_node_and_on_two_are_requeued_too(slurm: dict[str, str], shell: Shell, tmp_path: Path) -> None:
-    many = ("trainer=ddp", "trainer.accelerator=cpu", *LONG, SLOW, "callbacks.last.every_seconds=1")
+def test_runs_of_two_tasks_on_one_node_and_on_two_are_requeued_too(begin: Begin, shell: Shell, tmp_path: Path) -> None:
+    many = ("trainer=ddp", "trainer.accelerator=cpu", *LONG, SLOW)
     nodes = {"one": ("trainer.devices=2",), "two": ("trainer.devices=1", "trainer.num_nodes=2")}
     # With one CPU for each task both have room at the same time.
-    commands = {name: begin(tmp_path, slurm, *LAUNCHER[:-1], *many, *words, f"sweep={name}", "seed=12345") for name, words in nodes.items()}
+    commands = {name: begin(name, *LAUNCHER[:-1], *many, *words, f"sweep={name}", "seed=12345") for name, words in nodes.items()}
     for name in nodes:
-        wait_for(lambda name=name: list((tmp_path / "outputs" / name).glob("*/last.ckpt")))
+        until(lambda name=name: list((tmp_path / "outputs" / name).glob("*/last.ckpt")))
         shell("scontrol", "requeue", job_of(folder_of(tmp_path / "outputs" / name, "12345")))
+    until(lambda: all(restarts(shell, job_of(folder_of(tmp_path / "outputs" / name, "12345"))) for name in nodes))
+    (tmp_path / GO).touch()
     for name, command in commands.items():
-        out, _ = command.communicate(timeout=150)
-        assert command.returncode == 0, out + log_of(tmp_path / "outputs" / name)
+        code, out = command.ended(150)
+        assert code == 0, out + log_of(tmp_path / "outputs" / name)
         (results,) = (tmp_path / "outputs" / name).glob("*/results.json")
         assert json.loads(results.read_text())["devices"] == 2
         stopped, resumed = steps(log_of(tmp_path / "outputs" / name))
@@ -163,24 +171,24 @@ def test_runs_of_two_tasks_on_one_node_and_on_two_are_requeued_too(slurm: dict[s
         assert len(list(results.parent.parent.glob("*/config.yaml"))) == 1, "one folder"
 
 
-def test_one_job_without_hydra_s_launcher(slurm: dict[str, str], shell: Shell, tmp_path: Path) -> None:
+def test_one_job_without_hydra_s_launcher(shell: Shell, tmp_path: Path) -> None:
     """Requeued from outside it goes on; cancelled it stays so, and another job goes on with its folder."""
     number = shell("sbatch", "--parsable", SCRIPTS / "submit.sh", *LONG, SLOW).strip()
     folder = tmp_path / "outputs" / "slurm" / number
-    wait_for(lambda: (folder / "metrics.csv").exists() and (folder / "metrics.csv").read_text())
+    until((folder / "last.ckpt").exists)
     shell("scontrol", "requeue", number)
     log = tmp_path / f"lowerbound-{number}.log"
-    wait_for(lambda: "going on after" in log.read_text())
-    time.sleep(1)
+    until(lambda: "going on after" in log.read_text())
     shell("scancel", number)
-    wait_for(lambda: "CANCELLED" in shell("scontrol", "show", "job", number))
+    until(lambda: "CANCELLED" in shell("scontrol", "show", "job", number))
+    until(lambda: not shell("squeue", "-h", "-j", number))
     stopped, resumed = steps(log.read_text())
     assert stopped[0] == resumed[0]
-    wait_for(lambda: not shell("squeue", "-h", "-j", number))
     assert not (folder / "failure.txt").exists()
     assert not (folder / "results.json").exists()
+    (tmp_path / GO).touch()
     other = shell("sbatch", "--parsable", SCRIPTS / "submit.sh", f"resume={folder}", SLOW).strip()
-    wait_for(lambda: not shell("squeue", "-h", "-j", other))
+    until(lambda: not shell("squeue", "-h", "-j", other))
     assert (folder / "results.json").exists(), (tmp_path / f"lowerbound-{other}.log").read_text()
     assert f"going on after optimizer step {stopped[-1]}" in (tmp_path / f"lowerbound-{other}.log").read_text()
     assert "ExitCode=0:0" in shell("scontrol", "show", "job", other)

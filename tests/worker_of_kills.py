@@ -1,4 +1,4 @@
-"""A training that is killed: in a process of its own, which may be told to die while it writes its checkpoint."""
+"""A command line in a process that has imported everything; it may be told to die while it writes its checkpoint."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import os
 import runpy
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lowerbound  # isort: skip  before lightning, whose import it mends beside a CPU build of torch
 import sklearn.datasets  # noqa: F401  what takes seconds, once for all processes
 import torch
+from hydra.core.hydra_config import HydraConfig
 
-import lowerbound.run  # noqa: F401  the same
+import lowerbound.run
 from lowerbound.cli import main
 from lowerbound.defaults import differences
 from zoo import composed
 
 differences(composed("seed=1"))  # Hydra's parser is slow before it has read anything
+PROGRAM = Path(sys.executable).parent / "lowerbound-train"
 MOMENTS = ("half", "fsync", "link", "replace")  # of writing a checkpoint
 
 
@@ -44,14 +46,34 @@ def take_place(number: int, port: int) -> None:
 
 def train(folder: Path, words: Sequence[str], moment: str | None = None, nth: int = 1) -> None:
     """``lowerbound-train`` into a folder; it ends, or dies at the `nth` time that writing a checkpoint comes to a `moment`."""
-    torch.set_num_threads(1)
-    os.chdir(folder.parent)
     if moment is not None:
         die_at(moment, nth)
-    with folder.with_suffix(".log").open("a") as log:
-        sys.stdout = sys.stderr = log
-        sys.argv = ["lowerbound-train", f"hydra.run.dir={folder}", *words]
-        sys.exit(main())
+    command(folder.parent, folder.with_suffix(".log"), [f"hydra.run.dir={folder}", *words])
+
+
+def command(place: Path, log: Path, words: Sequence[str], variables: Mapping[str, str] | None = None) -> None:
+    """``lowerbound-train`` in a folder, with these variables besides; what it and its children write goes to the log."""
+    torch.set_num_threads(1)
+    os.environ.update(variables or {})
+    os.chdir(place)
+    with log.open("a") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    sys.argv = [str(PROGRAM), *words]
+    sys.exit(main())
+
+
+def killed_in(number: int, place: Path, log: Path, words: Sequence[str]) -> None:
+    """A sweep that gets SIGKILL when the run of this number begins."""
+    begin = lowerbound.run.train
+
+    def until(cfg: Any) -> float:
+        if HydraConfig.get().job.num == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return begin(cfg)
+
+    lowerbound.run.train = until
+    command(place, log, words)
 
 
 def die_at(moment: str, nth: int) -> None:

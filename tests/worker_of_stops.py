@@ -6,9 +6,12 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lowerbound import preemption
 
 
 class StopAt(Callback):
@@ -27,10 +30,12 @@ class StopAt(Callback):
 
 
 class Slow(Callback):
-    """A pause after every block, so that a run lasts as long on any machine."""
+    """A pause after every block, until a file is there: so long does a run last that a test has yet to stop."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float, until: str) -> None:
+        self.seconds, self.until = seconds, Path(until)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        time.sleep(self.seconds)
+        end = time.monotonic() + self.seconds
+        while time.monotonic() < end and not preemption.received() and not self.until.exists():
+            time.sleep(0.05)
