@@ -20,7 +20,7 @@ from lowerbound.cli import main
 from lowerbound.defaults import differences
 from zoo import composed
 
-differences(composed("seed=1"))  # Hydra's parser is slow before it has read anything
+differences(composed("name=warm"))  # Hydra's parser is slow before it has read anything
 PROGRAM = Path(sys.executable).parent / "lowerbound-train"
 MOMENTS = ("half", "fsync", "link", "replace")  # of writing a checkpoint
 
