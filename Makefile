@@ -1,6 +1,7 @@
 # make train [ARGS="model=... data=..."]   a trained model; the first time installs what it needs into .venv
 # make ladder [ARGS="data=..."]             every model beside its exact answer: a table and a figure in outputs/ladder
 # make test [ARGS="tests/test_cli.py"]      the tests
+# make coverage                             the same, and which lines of src/ they do not reach
 # make lint                                 style and types
 # make audit                                known vulnerabilities of the pinned versions (needs a network)
 
@@ -9,11 +10,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Of every Python process that a sweep or the tests start, the first one compiles for all.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: train ladder test lint audit
+.PHONY: train ladder test coverage lint audit
 
 train: $(VENV)/.installed
 	$(BIN)/lowerbound-train $(ARGS)
@@ -22,7 +24,10 @@ ladder: $(VENV)/.installed
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/lowerbound-ladder $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) $(ARGS)
+
+coverage: $(VENV)/.installed-dev
+	$(PYTEST) --cov lowerbound --cov-report term-missing:skip-covered $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
