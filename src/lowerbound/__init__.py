@@ -3,7 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import lowerbound._torchvision  # noqa: F401  first of all: lightning and torchmetrics import torchvision
+import lowerbound._scipy
+import lowerbound._torchvision  # noqa: F401
 
 if TYPE_CHECKING:
     from lowerbound.axes import canonical

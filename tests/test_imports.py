@@ -1,4 +1,4 @@
-"""The two operators are declared exactly where torchvision could not load its own."""
+"""What stands in until lightning is imported: two operators exactly where torchvision could not load its own, and scipy.signal."""
 
 import subprocess
 import sys
@@ -30,5 +30,20 @@ import torch
 torch.ops.load_library = lambda path: None
 import lowerbound._torchvision as mend
 assert mend._LIBRARY is None
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+@pytest.mark.process
+def test_scipy_s_signal_processing_is_there_for_whoever_asks() -> None:
+    program = """
+import sys
+import lowerbound.run
+assert not any(name.startswith("scipy.signal.") for name in sys.modules), "nobody here does"
+import scipy.signal
+assert scipy.signal.convolve([1, 2], [3]).tolist() == [3, 6]
+from scipy.signal import windows
+assert windows is sys.modules["scipy.signal"].windows is scipy.signal.windows
+assert "convolve" in dir(sys.modules["scipy.signal"])
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
