@@ -31,7 +31,7 @@ from lowerbound.callbacks import BestWeights
 from lowerbound.checkpoints import damage, newest_whole
 from lowerbound.data import Table
 from lowerbound.evaluation import data_of
-from lowerbound.folder import read_config, read_overrides
+from lowerbound.folder import read_config, read_overrides, require_own
 from lowerbound.instantiate import instantiate
 from lowerbound.report import opened, write_report
 from lowerbound.runs import read_runs
@@ -408,19 +408,24 @@ def test_no_table_runs_code(ending: str, tmp_path: Path, marker: Path) -> None:
 # Paths.
 
 LINKED = ("config.yaml", "weights.ckpt", "evaluation.json", "report.html", "results.json.part", ".lock", "encode.npy")
-LINKED += ("figures", "figures/x.png", ".hydra", ".hydra/overrides.yaml")
+LINKED += ("figures", "figures/x.png", ".hydra", ".hydra/overrides.yaml", "sub/events", "sub/deeper/hparams.yaml")
 
 
 @pytest.mark.parametrize("name", LINKED)
 def test_no_link_leads_out_of_a_folder(name: str, folder: Path, config: DictConfig, marker: Path) -> None:
     link = folder / name
-    link.parent.mkdir(exist_ok=True)
+    link.parent.mkdir(parents=True, exist_ok=True)
     if link.exists():
         link.rename(marker)
     else:
         marker.write_text("untouched")
     link.symlink_to(marker)
     before = marker.stat()
+    (folder / "sub").mkdir(exist_ok=True)
+    (folder / "sub" / "dangling").symlink_to(marker.with_name("new"))  # nor is a file made by it
+    with pytest.raises(ValueError, match=r"is a link to .*(marker|new), out of its folder"):
+        require_own(folder)
+    (folder / "sub" / "dangling").unlink()
     uses = (lowerbound.load, lambda place: claim.require_same(place, config), read_runs, lambda place: claim.claimed(place).__enter__())
     for use in uses:
         with pytest.raises(ValueError, match=rf"{re.escape(name)} is a link to .*marker, out of its folder"):
@@ -438,23 +443,28 @@ def test_a_run_of_a_sweep_is_no_link_out_of_it(folder: Path, tmp_path: Path) -> 
 def test_links_within_a_folder_and_to_it_are_followed(folder: Path, tmp_path: Path) -> None:
     (folder / "weights.ckpt").rename(folder / "best.ckpt")
     (folder / "weights.ckpt").symlink_to("best.ckpt")
+    log = folder / "wandb" / "run-1" / "logs" / "debug-core.log"
+    log.parent.mkdir(parents=True)
+    log.symlink_to(tmp_path / "cache" / "core.log")  # as W&B leaves it in a run that was killed
     (tmp_path / "short").symlink_to(folder)
     assert lowerbound.load(tmp_path / "short").model.latent_dim == 2
 
 
-def test_no_path_of_a_checkpoint_leads_out_of_its_folder(tmp_path: Path) -> None:
-    """Lightning deletes what was the best, once there is a better one."""
-    victim, mine = str(tmp_path / "victim"), str(tmp_path / "mine")
-    state = {"dirpath": mine, "best_model_score": None, "kth_value": None, "best_model_path": victim, "kth_best_model_path": "../victim"}
-    state |= {"best_k_models": {victim: 1.0, "../victim": 2.0}, "last_model_path": victim}
+@pytest.mark.parametrize("name", ["victim", "../victim", "..", "a/..", "", "figures", "/"])
+def test_no_path_of_a_checkpoint_leads_out_of_its_folder(name: str, tmp_path: Path) -> None:
+    """Lightning deletes what was the best, once there is a better one, and what is in it if it is a folder."""
+    victim, mine = str(tmp_path / name), str(tmp_path / "mine")
+    state = {"dirpath": mine, "best_model_score": None, "kth_value": None, "best_model_path": victim, "kth_best_model_path": name}
+    state |= {"best_k_models": {victim: 1.0, name: 2.0}, "last_model_path": victim}
     theirs, ours = ModelCheckpoint(dirpath=mine), BestWeights()
     theirs.load_state_dict(copy.deepcopy(state))
     assert theirs.best_model_path == theirs.last_model_path == victim, "the attack is none"
     ours.dirpath = mine
     ours.load_state_dict(state)
     for path in (ours.best_model_path, ours.kth_best_model_path, *ours.best_k_models):
-        assert Path(path) == Path(mine, "victim")
+        assert Path(path) == Path(mine, "weights.ckpt")
     assert ours.last_model_path == ""
+    assert {Path(path).name for path in (ours.state_dict()["best_model_path"], *ours.state_dict()["best_k_models"])} == {"weights.ckpt"}
 
 
 def test_a_picture_is_a_png_whatever_it_is_called(tmp_path: Path) -> None:
@@ -492,9 +502,18 @@ WORDS = (
     "logger={wandb: {settings: {base_url: elsewhere}}}",
     "logger.tensorboard.name=../elsewhere",
     "+logger.x={_target_: lowerbound.tracking.WandB}",
+    "logger.tensorboard.name=$WANDB_API_KEY",
+    "logger.tensorboard.version='~root'",
+    "+logger@data.x=wandb",
+    "logger@callbacks=wandb",
+    "callbacks@_global_=default",
+    "+trainer.profiler=simple",
+    "++trainer.fast_dev_run=true",
+    "+trainer={profiler: simple}",
+    "trainer.strategy=ddp_spawn",
 )
 PLAIN = ("model=vae", "latent_dim=2", "~callbacks.pictures", "logger=[csv,wandb]", "logger=wandb", "data.path=../rows.npy", "name=a b")
-PLAIN += ("logger.wandb.project=mine", "logger.wandb.tags=[a,b]")
+PLAIN += ("logger.wandb.project=mine", "logger.wandb.tags=[a,b]", "trainer=ddp", "trainer.devices=2", "trainer.strategy.timeout.minutes=5")
 PLAIN += ("fit.optimizer._target_=torch.optim.SGD", "+fit.optimizer.momentum=0.9", "network.encoder.sizes=[8]")
 
 

@@ -49,21 +49,13 @@ class BestWeights(ModelCheckpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """The best so far; paths as they are within the folder, which may be moved."""
-        return super().state_dict() | {
-            "dirpath": None,
-            "current_score": None,  # of the last validation, which a run that goes on has not had
-            "best_model_path": Path(self.best_model_path).name,
-            "kth_best_model_path": Path(self.kth_best_model_path).name,
-            "best_k_models": {Path(path).name: value for path, value in self.best_k_models.items()},
-        }
+        state = super().state_dict() | {"current_score": None}  # of the last validation, which a run that goes on has not had
+        return state | {"dirpath": None} | _placed(state, WEIGHTS)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back, for the folder as it is called now."""
-        folder = Path(self.dirpath or "")
-        names = {key: Path(state_dict[key]).name for key in ("best_model_path", "kth_best_model_path")}  # never a path out of the folder
-        paths = {key: str(folder / name) for key, name in names.items() if name} | {"last_model_path": ""}
-        best = {str(folder / Path(name).name): value for name, value in state_dict["best_k_models"].items()}
-        super().load_state_dict(state_dict | paths | {"dirpath": self.dirpath, "best_k_models": best})
+        """Take it back, for the folder as it is called now; Lightning deletes what was the best, so no name is the checkpoint's."""
+        own = _placed(state_dict, str(Path(self.dirpath or "") / WEIGHTS))
+        super().load_state_dict(state_dict | own | {"dirpath": self.dirpath, "last_model_path": ""})
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the monitor from the model and the folder from the trainer."""
@@ -72,6 +64,12 @@ class BestWeights(ModelCheckpoint):
         with warnings.catch_warnings():  # a run folder holds other files too
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
             super().setup(trainer, pl_module, stage)
+
+
+def _placed(state: dict[str, Any], path: str) -> dict[str, Any]:
+    """What `BestWeights` says of its file, the only one that it writes, if that is at this path."""
+    best = dict(zip([path], state["best_k_models"].values(), strict=False))
+    return {"best_k_models": best} | dict.fromkeys(("best_model_path", "kth_best_model_path"), path if best else "")
 
 
 @final

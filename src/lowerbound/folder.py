@@ -39,6 +39,7 @@ SWEEP = "multirun.yaml"  # Hydra's own note, in a sweep's folder, of what it is 
 STUDY = "optuna.db"  # the trials of a search, in its sweep's folder
 OVERRIDES = Path(".hydra") / "overrides.yaml"  # of whatever command was last given for the folder
 WORDS = "overrides.yaml"  # of the command that the folder is of
+WANDBS = "wandb/*/logs/debug-core.log"  # a link
 FORMAT = 1  # of checkpoints, one more whenever an older version could not read them
 SHOWN = 3  # tensors in a message
 INSTEAD = "Put the run's own in its place, or train in another folder."
@@ -57,15 +58,19 @@ def existing(folder: str | Path, name: str) -> Path:
 
 
 def require_own(folder: str | Path) -> None:
-    """Refuse a folder in which a link leads out of it, where a run's or a sweep's files are read and written.
+    """Refuse a folder in which a link leads out of it, at whatever depth: files are read and written in it, also by libraries.
+
+    W&B's own to its log elsewhere stays: nothing is read or written through that.
 
     Raises:
         ValueError: as said; the message names the link.
     """
     root = os.path.realpath(folder)
-    for place in (Path(root), Path(root, OVERRIDES.parent), Path(root, FIGURES)):
-        for path in place.iterdir() if place.is_dir() else ():
-            if path.is_symlink() and not Path(end := os.path.realpath(path)).is_relative_to(root):
+    for place, folders, names in os.walk(root):  # which follows no link
+        for path in (os.path.join(place, name) for name in (*folders, *names)):
+            if not os.path.islink(path) or Path(path).match(WANDBS):
+                continue
+            if not Path(end := os.path.realpath(path)).is_relative_to(root):
                 raise ValueError(f"{path} is a link to {end}, out of its folder: nothing is read or written through it")
 
 

@@ -106,8 +106,6 @@ def read_runs(folder: Path) -> list[Run]:
     """The runs of a sweep's folder, in the order of the numbers swept over, else in that of their start."""
     require_own(folder)
     found = sorted(folder.glob(f"*/{OVERRIDES}"), key=lambda path: path.stat().st_mtime_ns)
-    for path in found:
-        require_own(path.parents[1])
     overrides = {path.parents[1]: _split(read_overrides(path.parents[1]) or []) for path in found}
     keys = dict.fromkeys(key for own in overrides.values() for key in own)
     varied = [key for key in keys if len({own.get(key) for own in overrides.values()}) > 1]

@@ -141,8 +141,8 @@ def _built(node: Any) -> Any:
 def check_words(words: Sequence[str]) -> None:
     """Refuse words of a command line, kept in a run folder, that do more than choose from ``conf/`` and set plain values.
 
-    Those are options, what concerns Hydra itself or where a logger sends and writes, choices outside of ``conf/``, interpolations, and
-    targets that `safe_instantiate` would not build.
+    Those are options, what concerns Hydra itself or where a logger sends and writes, choices outside of ``conf/`` or put elsewhere in the
+    configuration, what a trainer of ``conf/`` does not have, interpolations, and targets that `safe_instantiate` would not build.
 
     Raises:
         ValueError: the message names the word, and how the user can take the responsibility for it.
@@ -161,9 +161,14 @@ def _objection(word: str) -> str | None:
         return "it concerns Hydra itself"
     if override.is_sweep_override():
         return "it is a sweep"
+    if override.package is not None:
+        return "it puts a choice where it does not belong"
     choices = value if isinstance(value, list) else [value]
-    if key.partition(".")[0] == "logger" and re.search(r"settings|/|\.\.", f"{key}={value}"):
+    group = key.partition(".")[0]
+    if group == "logger" and re.search(r"settings|/|\.\.|[$~]", f"{key}={value}"):  # TensorBoard's takes $ and ~ as a shell does
         return "it could send your key elsewhere, or write there"
+    if group == "trainer" and (override.is_add() or override.is_force_add() or isinstance(value, dict) or key == "trainer.strategy"):
+        return "it is no plain setting of the trainer"
     if "." not in key and any(isinstance(choice, str) and ("/" in choice or ".." in choice) for choice in choices):
         return "it leads out of conf/"
     try:
