@@ -71,6 +71,10 @@ class OptunaSweeper(Sweeper):
         set_verbosity(logging.WARNING)
         whole(self.n_trials, "hydra.sweeper.n_trials")
         whole(self.n_jobs, "hydra.sweeper.n_jobs")
+        if "CmaEs" in str(self.sampler):
+            raise ValueError(
+                "CMA-ES keeps pickles in its study, which could run code.\nChoose hydra/sweeper/sampler=tpe, random or nsgaii."
+            )
         self.config, self.hydra_context = config, hydra_context
         self._folder, self._name = Path(config.hydra.sweep.dir), str(config.sweep)
         make = Plugins.instance().instantiate_launcher
@@ -113,7 +117,7 @@ class OptunaSweeper(Sweeper):
         OmegaConf.save(self.config, self._folder / SWEEP)
         while (missing := self.n_trials - trials.finished(study)) > 0:
             batch = [trials.begin_trial(study, space, self.sampler) for _ in range(min(missing, self.n_jobs))]
-            overrides = [_overrides(asked, trial.params) for trial in batch]
+            overrides = [_overrides(asked, {key: trial.params[key] for key in space}) for trial in batch]  # a study may hold more
             returned = self._launcher.launch(overrides, initial_job_idx=batch[0].number)
             for trial, run in zip(batch, returned, strict=True):
                 trials.end_trial(study, trial, run.return_value)

@@ -4,10 +4,14 @@
 
 A trial that was running when its sweep was stopped waits, and is the first to be run again, with the same values. This file needs
 the extra ``sweep``.
+
+A study may be a stranger's: it is looked at read-only, and gone on with only where neither SQLite nor Optuna would do more than read and
+write it.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -21,12 +25,15 @@ from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import OperationalError
 
 from lowerbound.defaults import UNCOMPARED
 from lowerbound.errors import whole
 from lowerbound.runs import named
 
 ASKED = "overrides"  # the attribute of the study
+PICKLES = "cma:optimizer"  # in the names of the attributes that CMA-ES keeps its state in
+NAMES_A_FILE = bytes.fromhex("d9d505f920a163d7")  # the end of a journal with the name of another file, which SQLite deletes
 
 
 def open_study(path: Path, name: str, asked: Sequence[str]) -> Study:
@@ -38,13 +45,18 @@ def open_study(path: Path, name: str, asked: Sequence[str]) -> Study:
         asked: the ``key=value`` words of what is searched and what is fixed.
 
     Raises:
-        ValueError: the study has been asked for something else.
+        ValueError: the study has been asked for something else, or could do more than be read and written.
     """
-    storage = RDBStorage(f"sqlite:///{path}")
+    _check_journal(path)
+    storage = RDBStorage(_address(path))
     study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
     own = [word for word in asked if word.partition("=")[0] not in UNCOMPARED]
     if others := sorted(set(study.user_attrs.get(ASKED, own)) ^ set(own)):
         raise ValueError(f"{path} is the study of another search: {', '.join(others)} is only in one of the two.\nChoose another sweep.")
+    if any(PICKLES in key for trial in study.trials for key in trial.system_attrs):
+        raise ValueError(
+            f"{path} holds pickles of a search by CMA-ES, which could run code: it is not gone on with.\nChoose another sweep."
+        )
     study.set_user_attr(ASKED, own)
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         identity = storage.get_trial_id_from_study_id_trial_number(storage.get_study_id_from_name(name), trial.number)
@@ -99,7 +111,30 @@ def told(study: Study) -> Iterator[str]:
 
 
 def read_study(path: Path) -> Study:
-    """The study in a file, as it stands, to look at."""
-    storage = f"sqlite:///{path}"
-    *_, last = optuna.get_all_study_summaries(storage)
-    return optuna.load_study(study_name=last.study_name, storage=storage)
+    """The study in a file, as it stands, to look at.
+
+    Raises:
+        ValueError: the file cannot be read without writing it.
+    """
+    storage = f"{_address(path)}&mode=ro"
+    try:
+        *_, last = optuna.get_all_study_summaries(storage)
+        return optuna.load_study(study_name=last.study_name, storage=storage)
+    except OperationalError as error:
+        raise ValueError(f"{path} cannot be read: {error.orig}.\nWhere its search was killed, the same command again mends it.") from error
+
+
+def _address(path: Path) -> str:
+    """The file as SQLAlchemy and SQLite take it, whatever is in its name."""
+    return f"sqlite:///{path.absolute().as_uri()}?uri=true"
+
+
+def _check_journal(path: Path) -> None:
+    """Refuse a journal with which SQLite would do more than take back what was cut short: the journal of one database names no file."""
+    journal = Path(f"{os.path.realpath(path)}-journal")
+    if not journal.is_file():
+        return
+    with journal.open("rb") as file:
+        file.seek(max(0, journal.stat().st_size - len(NAMES_A_FILE)))
+        if file.read() == NAMES_A_FILE:
+            raise ValueError(f"{journal} names another file, which SQLite would delete: no search of this package has written it")
