@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -216,9 +217,24 @@ def test_short_names() -> None:
     assert cli.short("") == "defaults"
 
 
-def test_the_working_folder_comes_last(command: Command, tmp_path: Path) -> None:
-    command("--help")
+def test_the_working_folder_comes_last_and_only_for_files_of_the_users(command: Command, tmp_path: Path) -> None:
+    """A library that tries to import what is not installed finds nothing there otherwise."""
+    (tmp_path / "my_parts.py").write_text("import beside_my_parts\nclass Mine: ...\n")
+    (tmp_path / "beside_my_parts.py").touch()
+    (tmp_path / "conf").mkdir()
+
+    def imports_mine(cfg: DictConfig) -> float:
+        import_module(cfg.likelihood._target_.rpartition(".")[0])
+        return 0.0
+
+    assert command("likelihood._target_=torch.nn.Identity", "+callbacks.x._target_=nobody.Nowhere").code == 0
+    assert str(tmp_path) not in sys.path
+    assert command("likelihood._target_=my_parts.Mine", train=imports_mine).code == 0
+    assert sys.path.pop() == str(tmp_path)
+    command("--config-dir", "conf", "--help")
     assert sys.path[-1] == str(tmp_path)
+    for name in ("my_parts", "beside_my_parts"):
+        del sys.modules[name]
 
 
 def test_help_explains_every_group(command: Command) -> None:

@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
-from lowerbound import preemption, sweepers
+from lowerbound import own_files, preemption, sweepers
 from lowerbound.commands import EVALUATE, LADDER, PREDICT, REPORT, SWEEP, TRAIN, Command
 from lowerbound.defaults import conf_folder
 from lowerbound.devices import check_started, check_sweep, is_first, without_folder
@@ -32,7 +32,6 @@ from lowerbound.jobs import quoted
 from lowerbound.preemption import Stopped
 
 WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info", "-i")
-
 PROGRAM = TRAIN.name
 
 
@@ -70,8 +69,7 @@ def _settle(command: Command) -> None:
         preemption.install()  # before anything that takes time: the parent of a sweep is stopped as any other program
     # argparse wants overrides in one piece
     sys.argv[1:] = sorted(words, key=lambda word: word.startswith("-") or not ("=" in word or word.startswith("~")))
-    if os.getcwd() not in sys.path and (command.path is None or any(word.startswith("trust=") for word in words)):
-        sys.path.append(os.getcwd())  # a `_target_` in a file of the user's, which must not hide a library's
+    own_files.by_words(words)
 
 
 def ladder() -> int:
@@ -161,6 +159,7 @@ def _task(cfg: DictConfig, command: Command) -> object:
             _begin(cfg)
         check_overrides(cfg, command)
         run = command.load()
+        own_files.by_targets(cfg, HydraConfig.get().runtime.cwd)
         _quieten_lightning()
         return check_value(run(cfg))
     except Stopped as stop:
