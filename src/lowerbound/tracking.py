@@ -118,6 +118,12 @@ class Forgiving:
 class TensorBoard(Forgiving, TensorBoardLogger):
     """TensorBoard, whose failure is not the run's."""
 
+    @property
+    def log_dir(self) -> str:
+        """Where it writes: as it is called, while Lightning's puts the environment in the place of a `$`."""
+        version = self.version if isinstance(self.version, str) else f"version_{self.version}"
+        return str(Path(self.root_dir, version, self.sub_dir or ""))
+
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Tell of an optimizer step."""
         self.tell(lambda: TensorBoardLogger.log_metrics(self, dict(metrics), step))
