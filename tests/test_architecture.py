@@ -10,8 +10,8 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "lowerbound"
 
 FLOORS = (
-    "_scipy _torchvision errors sizes instantiate distributions networks schedules randomness statistics conditioning answers seeding defaults"
-    " wording preemption checkpoints devices one_folder local_queue own_files"
+    "_scipy _torchvision errors sizes instantiate distributions networks schedules randomness statistics conditioning answers seeding"
+    " defaults wording preemption checkpoints devices one_folder local_queue own_files"
     " data.source data.steps data.prepare",
     "parts data.batches data.missing data.module",
     "priors likelihoods posteriors linear_gaussian covariances dense_covariances mixture data.images data.tables",
