@@ -6,6 +6,7 @@ A checkpoint is torch's zip archive, in which every record has its CRC-32. torch
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from errno import ENOSPC
 from io import RawIOBase
 from pathlib import Path
@@ -16,6 +17,7 @@ from zipfile import ZipFile
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch import Tensor
 
 from lowerbound.errors import TooLargeError, size
 from lowerbound.sizes import check_archive
@@ -36,7 +38,8 @@ class DurableCheckpoints(TorchCheckpointIO):
         place = Path(path)
         beside = _with(place, BESIDE)
         try:
-            with beside.open("wb") as file:
+            beside.unlink(missing_ok=True)  # what is there may be a pipe, or a second name of another file
+            with beside.open("xb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -99,7 +102,9 @@ def damage(path: Path) -> str | None:
         check_archive(path)
         with ZipFile(path) as archive:
             spoilt = archive.testzip()
-        torch.load(path, map_location="cpu", mmap=True, weights_only=True)  # which reads the table of contents more strictly
+            _check_pickles(archive)
+        loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)  # which reads the table of contents more strictly
+        _check_tensors(loaded, path.stat().st_size)
     except TooLargeError:
         raise
     except UnpicklingError:  # torch's message is an advice to read it unsafely
@@ -107,6 +112,44 @@ def damage(path: Path) -> str | None:
     except Exception as error:  # whatever a reader makes of arbitrary bytes
         return (str(error) or type(error).__name__).splitlines()[0]
     return None if spoilt is None else f"{spoilt} is not what was written"
+
+
+def _check_pickles(archive: ZipFile) -> None:
+    """Refuse what asks for memory of any size while it is read: torch lets a bytearray pass, of as many zeros as a few bytes say."""
+    for name in archive.namelist():
+        if name.endswith(".pkl") and b"bytearray" in archive.read(name):
+            raise ValueError("it holds more than tensors and plain containers, and nothing in it was run")
+
+
+def _check_tensors(loaded: Any, size: int) -> None:
+    """Refuse tensors that claim more than their storage has, or all storages together more than the file."""
+    storages: dict[int, int] = {}
+    for one in _tensors(loaded):
+        if one.layout is not torch.strided or one.device.type != "cpu":
+            raise ValueError(f"it holds a tensor that is {one.layout} on {one.device.type}, which no run writes")
+        storage = one.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        if one.numel() * one.itemsize > storage.nbytes():
+            raise ValueError(f"it claims a tensor {[*one.shape]} of {one.dtype}, of which it holds {storage.nbytes():,} bytes")
+    if sum(storages.values()) > size:
+        raise ValueError(f"it claims tensors of {sum(storages.values()):,} bytes, and is a file of {size:,}")
+
+
+def _tensors(loaded: Any) -> Iterator[Tensor]:
+    """Those in plain containers, each once: a container may hold itself, or another one many times."""
+    seen: set[int] = set()
+    waiting = [loaded]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, Tensor):
+            yield one
+        elif isinstance(one, dict):
+            waiting += one.values()
+        elif isinstance(one, list | tuple | set):
+            waiting += one
 
 
 def newest_whole(path: Path) -> tuple[Path | None, list[str]]:

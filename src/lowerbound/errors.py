@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import SequenceMatcher
 from functools import wraps
 from math import inf, log10
@@ -11,6 +12,8 @@ from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+STUMBLES = (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError, RuntimeError)  # over what has another shape
 
 _ALIKE = 0.6  # of the letters in common and in order: `vea` is like `vae`, `dim` is not like `name`
 _AS_GOOD = 0.05  # less alike than the best match and still named beside it
@@ -39,6 +42,19 @@ def to_its_end(method: Callable[P, T]) -> Callable[P, T]:
             raise FaultError("a StopIteration in a step: look for next(...) in a model or an objective of your own") from error
 
     return guarded
+
+
+@contextmanager
+def reading(what: object) -> Iterator[None]:
+    """Around what reads the files of others, or builds from them, and nothing else: what it stumbles over is damage of theirs.
+
+    Raises:
+        ValueError: in the place of an error that says nothing to a user; the message begins with `what`.
+    """
+    try:
+        yield
+    except STUMBLES as error:
+        raise ValueError(f"{what} is damaged: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
 
 
 class OccupiedError(ValueError):

@@ -1,7 +1,7 @@
 """What files say of their own size, looked at before anything is read: a few bytes can claim more than the machine has.
 
 An archive (a checkpoint, an ``.npz``) names its members and their sizes in its table of contents; an ``.npy`` begins with the shape
-and the type of its array.
+and the type of its array, as does a member of an ``.npz`` whatever it is called.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 from math import prod
 from pathlib import Path, PurePosixPath
+from tokenize import TokenError
 from typing import IO
-from zipfile import ZipFile
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from numpy.lib import format as npy
 
@@ -24,19 +25,17 @@ def check_archive(path: str | Path) -> None:
 
     Raises:
         TooLargeError: its members are together larger than the available memory, by what it says itself.
-        BadZipFile: it is no such archive.
+        BadZipFile: it is no such archive, or is encrypted, or packed in another way than numpy and torch do.
         ValueError: as said; the message names the member.
     """
-    with ZipFile(path) as archive:
-        members = archive.infolist()
-        require_room(path, sum(member.file_size for member in members))
-        for member in members:
-            name = PurePosixPath(member.filename)
-            if name.is_absolute() or ".." in name.parts:
-                raise ValueError(f"{path} holds {member.filename}, a name that leads out of it")
-            if name.suffix == ".npy":
-                with archive.open(member) as file:
-                    _check_header(f"{path}: {member.filename}", file, member.file_size)
+    try:
+        with ZipFile(path) as archive:
+            members = archive.infolist()
+            require_room(path, sum(member.file_size for member in members))
+            for member in members:
+                _check_member(path, archive, member)
+    except RuntimeError as error:  # zipfile's, of what it cannot unpack
+        raise BadZipFile(str(error)) from error
 
 
 def check_array(path: str | Path, is_mapped: bool = False) -> None:
@@ -73,11 +72,26 @@ def available_memory() -> int:
     return int(facts["MemAvailable"].split()[0]) * 1024
 
 
+def _check_member(path: str | Path, archive: ZipFile, member: ZipInfo) -> None:
+    name = PurePosixPath(member.filename)
+    if name.is_absolute() or ".." in name.parts:
+        raise ValueError(f"{path} holds {member.filename}, a name that leads out of it")
+    if member.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+        raise BadZipFile(f"{member.filename} is packed by method {member.compress_type}, which nothing here writes")
+    with archive.open(member) as file:
+        is_array = name.suffix == ".npy" or file.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX
+    if is_array:
+        with archive.open(member) as file:
+            _check_header(f"{path}: {member.filename}", file, member.file_size)
+
+
 def _check_header(name: str, file: IO[bytes], size: int) -> None:
     try:
         shape, _, dtype = HEADERS[npy.read_magic(file)](file)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TokenError, RecursionError, MemoryError) as error:  # the header is parsed as Python
         raise ValueError(f"{name} is no array of numbers (.npy): {error}") from error
+    if not dtype.itemsize:
+        raise ValueError(f"{name} claims an array {list(shape)} of entries that take no room ({dtype})")
     claimed = prod(shape) * dtype.itemsize
     if claimed > size - file.tell() and not dtype.hasobject:  # which is refused as such, wherever it is read
         raise ValueError(f"{name} claims {claimed:,} bytes, an array {list(shape)} of {dtype}, and holds {size - file.tell():,}")

@@ -15,7 +15,7 @@ from torchvision import datasets
 from lowerbound.data.module import TensorDataModule
 from lowerbound.data.prepare import Preparation
 from lowerbound.data.source import Source, as_labels, as_table
-from lowerbound.errors import flag
+from lowerbound.errors import STUMBLES, flag
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -70,10 +70,11 @@ class TorchvisionImages(TensorDataModule):
     def _load(self, train: bool) -> tuple[Tensor, Tensor]:
         try:
             images = getattr(datasets, self.dataset)(self.folder, train=train, download=self.download)
-        except (RuntimeError, OSError) as error:
+        except (*STUMBLES, ValueError, OSError) as error:  # torchvision asserts what its files hold
             raise ValueError(
-                f"{self.dataset} is not in {self.folder.absolute()} ({str(error).splitlines()[0]}).\n"
-                f"Set data.root, or LOWERBOUND_DATA, to the folder that holds {self.dataset}/, or data.download=true (now {self.download})."
+                f"{self.dataset} is not in {self.folder.absolute()} ({(str(error) or type(error).__name__).splitlines()[0]}).\n"
+                f"Set data.root, or LOWERBOUND_DATA, to the folder that holds {self.dataset}/, "
+                f"or train with data.download=true (now {self.download})."
             ) from error
         pixels = torch.as_tensor(images.data)
         if pixels.ndim == 4:

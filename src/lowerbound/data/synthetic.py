@@ -20,6 +20,7 @@ from lowerbound.data.module import TensorDataModule
 from lowerbound.data.prepare import Preparation
 from lowerbound.data.source import Source
 from lowerbound.errors import real, whole
+from lowerbound.sizes import require_room
 
 _TRUTH, _DRAWS = range(2)  # what a generator is for
 
@@ -55,7 +56,7 @@ class LinearGaussianData(TensorDataModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_counts(num_data=self.num_data, latent_dim=self.latent_dim)
+        _check_counts(self.dim, num_data=self.num_data, latent_dim=self.latent_dim)
         whole(self.data_seed, "data.data_seed", least=0)
         stated: Any = self.noise_variance
         for variance in stated if isinstance(stated, Sequence) and not isinstance(stated, str) else [stated]:
@@ -93,7 +94,7 @@ class MixtureData(TensorDataModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_counts(num_data=self.num_data, num_components=self.num_components)
+        _check_counts(self.dim, num_data=self.num_data, num_components=self.num_components)
         whole(self.data_seed, "data.data_seed", least=0)
         real(self.separation, "data.separation", least=0)
         real(self.noise_variance, "data.noise_variance", least=0)
@@ -124,7 +125,7 @@ class BernoulliMixtureData(TensorDataModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_counts(num_data=self.num_data, num_components=self.num_components)
+        _check_counts(self.dim, num_data=self.num_data, num_components=self.num_components)
         whole(self.data_seed, "data.data_seed", least=0)
         generator = keyed_generator(self.data_seed, _TRUTH)
         means = torch.rand(self.num_components, self.dim, generator=generator, dtype=torch.float64)
@@ -137,9 +138,13 @@ class BernoulliMixtureData(TensorDataModule):
         return Source(torch.bernoulli(self.truth.means[component], generator=generator).to(torch.uint8), component, levels=2)
 
 
-def _check_counts(**counts: int) -> None:
+def _check_counts(dim: int, **counts: int) -> None:
+    """Refuse what are no counts, or counts of more numbers than there is memory for."""
     for option, count in counts.items():
         whole(count, f"data.{option}")
+    stated = ", ".join(f"data.{option}={count}" for option, count in {"dim": dim, **counts}.items())
+    num_data, hidden = counts.values()
+    require_room(stated, torch.float64.itemsize * (2 * num_data * dim + (num_data + dim) * hidden))
 
 
 def _probabilities(count: int, generator: Generator) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
+import csv
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from lowerbound.data.module import TensorDataModule
 from lowerbound.data.source import Source, as_labels, as_table
-from lowerbound.errors import flag
-from lowerbound.sizes import check_archive, check_array
+from lowerbound.errors import flag, reading
+from lowerbound.sizes import check_archive, check_array, require_room
 
 _FORMATS = {
     ".npy": "An .npy holds one array of numbers, as numpy.save writes it.",
@@ -69,8 +70,10 @@ class Table(TensorDataModule):
     def read(self) -> Source:
         """Read the file."""
         suffix = Path(self.path).suffix
-        if suffix not in (".npy", ".npz", ".csv"):
-            raise ValueError(f"data.path={self.path} is none of .npy, .npz, .csv")
+        if suffix not in _FORMATS:
+            raise ValueError(f"data.path={self.path} is none of {', '.join(_FORMATS)}")
+        if suffix == ".npy" and self.labels is not None and Path(self.labels).suffix != ".npy":
+            raise ValueError(f"data.labels={self.labels} is no .npy: the labels beside an .npy file are another")
         if self.memory_map and suffix != ".npy":
             raise ValueError(f"data.memory_map=true needs an .npy file, and data.path={self.path} is none")
         with _reading("data.path", self.path):
@@ -95,13 +98,15 @@ class Table(TensorDataModule):
             return arrays[name], None if self.labels is None else arrays[self.labels]
 
     def _csv(self) -> tuple[Any, Any]:
-        fields = _fields(self.path)
-        has_header = not any(_is_number(field) for field in fields[0])
-        names = list(fields[0]) if has_header else [str(i) for i in range(fields.shape[1])]
+        fields, count = _fields(self.path)
+        has_header = not any(_is_number(field) for field in fields[:count])
+        names = fields[:count] if has_header else [str(i) for i in range(count)]
         if self.labels is not None and self.labels not in names:
             raise ValueError(f"data.labels={self.labels} is none of its columns: {', '.join(names[:20])}")
-        columns = list(zip(names, fields[has_header:].T, strict=True))
+        columns = [(name, fields[i + has_header * count :: count]) for i, name in enumerate(names)]
         labels = None if self.labels is None else columns.pop(names.index(self.labels))[1]
+        if labels:
+            require_room(self.path, 4 * len(labels) * max(map(len, labels)))  # numpy gives each the room of the longest
         return np.stack([_numbers(name, column) for name, column in columns], axis=1), labels
 
 
@@ -113,18 +118,25 @@ def _is_number(field: str) -> bool:
     return True
 
 
-def _numbers(name: str, column: np.ndarray) -> np.ndarray:
-    column = np.where(np.char.strip(column) == "", "nan", column)
+def _numbers(name: str, column: Sequence[str]) -> np.ndarray:
+    column = [field if field.strip() else "nan" for field in column]
     try:
-        return column.astype(np.float64)
+        return np.array(column, dtype=np.float64)
     except ValueError:
         text = next(field for field in column if not _is_number(field))
-        raise ValueError(f"column {name} holds {str(text)!r}, which is no number; data.labels={name} if these are the labels") from None
+        raise ValueError(f"column {name} holds {text!r}, which is no number; data.labels={name} if these are the labels") from None
+
+
+def _opened(path: str) -> IO[bytes]:
+    """The file at a path, which is no address: numpy would fetch that, or unpack another file. A pipe would be waited for."""
+    if Path(path).exists() and not Path(path).is_file():
+        raise OSError("it is no file")
+    return open(path, "rb")
 
 
 def _loaded(path: str, mmap_mode: str | None = None) -> Any:
     """The array or arrays of a file of numpy's; of another numpy would say that it is a pickle, and how to load it unsafely."""
-    with open(path, "rb") as file:
+    with _opened(path) as file:
         begins = file.read(6)
     expected = {".npy": b"\x93NUMPY", ".npz": b"PK"}[Path(path).suffix]
     if not begins.startswith(expected):
@@ -136,23 +148,29 @@ def _loaded(path: str, mmap_mode: str | None = None) -> Any:
     return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)  # pyright: ignore[reportArgumentType] a str
 
 
-def _fields(path: str) -> np.ndarray:
-    """The fields ``[lines, columns]`` of a table in text."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "loadtxt: input contained no data")
-        fields = np.loadtxt(path, dtype=str, delimiter=",", quotechar='"', comments=None, ndmin=2, encoding="utf-8-sig")
-    if not fields.size:
+def _fields(path: str) -> tuple[list[str], int]:
+    """The fields of a table in text, one line after the other, and how many are in each: as text, each takes its own room only."""
+    fields: list[str] = []
+    count = 0
+    with TextIOWrapper(_opened(path), encoding="utf-8-sig", newline="") as file:
+        for line in filter(None, csv.reader(file)):
+            count = count or len(line)
+            if len(line) != count:
+                raise ValueError(f"row {len(fields) // count + 1} has {len(line)} fields, and those before it {count}")
+            fields += line
+    if not fields:
         raise ValueError("it is empty")
-    return fields
+    return fields, count
 
 
 @contextmanager
 def _reading(option: str, path: str) -> Iterator[None]:
     """Say which file and which option an error is about."""
     try:
-        yield
+        with reading("it"):
+            yield
     except OSError as error:
         raise ValueError(f"{option}={path} cannot be read: {error.strerror or error}\nSet {option} to a file that is there.") from error
-    except (ValueError, EOFError, BadZipFile, zlib.error) as error:
-        found = str(error).splitlines()[0].partition("; use `usecols`")[0]
+    except (ValueError, EOFError, BadZipFile, csv.Error, zlib.error) as error:
+        found = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{option}={path}: {found}\n{_FORMATS[Path(path).suffix]}") from error
