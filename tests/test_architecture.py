@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "lowerbound"
 
 FLOORS = (
-    "_scipy _torchvision errors sizes instantiate distributions networks schedules randomness statistics conditioning answers seeding"
+    "_scipy _torchvision errors kinds sizes instantiate distributions networks schedules randomness statistics conditioning answers seeding"
     " defaults wording preemption checkpoints devices one_folder local_queue own_files"
     " data.source data.steps data.prepare",
     "parts data.batches data.missing data.module",

@@ -31,6 +31,10 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from lowerbound.checkpoints import damage
+from lowerbound.errors import STUMBLES
+from lowerbound.kinds import KINDS, whole_number
+from lowerbound.kinds import require as require_kind
+from lowerbound.sizes import require_room
 
 CONFIG, WEIGHTS, LAST, RESULTS, FIGURES = "config.yaml", "weights.ckpt", "last.ckpt", "results.json", "figures"
 EVALUATION, REPORT, FAILURE = "evaluation.json", "report.html", "failure.txt"
@@ -91,6 +95,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged, or no checkpoint: {found}\nPut a whole copy in its place, or train again.")
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     require(checkpoint, ("state_dict",), str(path))
+    for name in ("state_dict", "preparation"):
+        require_kind(checkpoint.get(name, {}), {"*?": Tensor}, f"{path}: {name}")
     return checkpoint
 
 
@@ -104,6 +110,7 @@ def require(checkpoint: Any, keys: Sequence[str], what: str) -> None:
         raise ValueError(f"{what} is no checkpoint, but holds a {type(checkpoint).__name__}.\n{INSTEAD}")
     if missing := [key for key in keys if key not in checkpoint]:
         raise ValueError(f"{what} is no checkpoint of such a run: it has no {', '.join(missing)}.\n{INSTEAD}")
+    require_kind(checkpoint, {"format?": int}, what)
     if (found := checkpoint.get("format", FORMAT)) > FORMAT:
         raise ValueError(
             f"{what} has format {found}, and lowerbound {version('lowerbound')} reads formats up to {FORMAT}.\n"
@@ -115,18 +122,24 @@ def require_fitting(own: Mapping[str, Tensor], state: Mapping[str, Tensor], what
     """Refuse weights that are not those of a model whose own are `own`.
 
     Raises:
-        ValueError: a tensor is missing, has another shape, or is not known; the message names the first ones.
+        ValueError: a tensor is missing, has another shape or type, or is not known; the message names the first ones.
     """
     found = [f"{key} is missing" for key in own if key not in state]
     found += [f"{key} is not known" for key in state if key not in own]
     common = [key for key in own if key in state and own[key].shape != state[key].shape]
     found += [f"{key} is {[*state[key].shape]} and not {[*own[key].shape]}" for key in common]
+    found += [f"{key} is of {state[key].dtype}" for key in own if key in state and not _is_alike(own[key], state[key])]
     if found:
         more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         raise ValueError(
             f"{what} does not hold the weights of this model: {', '.join(found[:SHOWN])}{more}.\n"
             "It is of another model, or the configuration beside it is: put the run's own back."
         )
+
+
+def _is_alike(own: Tensor, other: Tensor) -> bool:
+    """Whether one can stand for the other: floats may be finer or coarser, but are computed with."""
+    return other.dtype in (torch.float32, torch.float64) if own.is_floating_point() else own.dtype == other.dtype
 
 
 def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -151,7 +164,9 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """
     beside = path.with_name(f"{path.name}.part")
     try:
-        beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        beside.unlink(missing_ok=True)  # what is there may be a pipe, or a second name of another file
+        with beside.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
         os.replace(beside, path)
     except OSError as error:
         with suppress(OSError):
@@ -177,8 +192,18 @@ def append_whole(path: Path, text: str) -> None:
             raise
 
 
+def read_text(path: Path, errors: str = "strict") -> str:
+    """A file as text; `errors` says what becomes of what is no UTF-8.
+
+    Raises:
+        ValueError: there is such, and it is not replaced, or the file is larger than the memory.
+    """
+    require_room(path, path.stat().st_size)
+    return path.read_text(encoding="utf-8", errors=errors)
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
-    """What a JSON file holds, or None where there is no such file.
+    """What a JSON file holds, of the kinds that a file of its name has; or None where there is no such file.
 
     Raises:
         ValueError: the file is damaged; the message names it.
@@ -186,7 +211,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path), parse_int=whole_number)
+        require_kind(found, KINDS.get(path.name, {}), "its content")
+        return found
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
@@ -198,12 +225,12 @@ def read_yaml(path: Path) -> Any:
         ValueError: the file is damaged, or an alias in it stands for another part, which a few lines can let grow beyond all memory.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         if "*" in text and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             raise ValueError("there is an alias in it, which no run writes")
         return OmegaConf.to_container(OmegaConf.create(text), resolve=False) if text.strip() else {}
-    except (ValueError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from error
+    except (*STUMBLES, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())[:200] or type(error).__name__}") from error
 
 
 def read_config(path: Path) -> DictConfig:
@@ -229,9 +256,17 @@ def begin(folder: Path) -> None:
 
 
 def read_overrides(folder: Path, name: str | Path = OVERRIDES) -> list[str] | None:
-    """The ``key=value`` words of the command line that made a run folder, or None where they are not kept."""
+    """The ``key=value`` words of the command line that made a run folder, or None where they are not kept.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     path = folder / name
-    return [str(line) for line in read_yaml(path)] if path.is_file() else None
+    if not path.is_file():
+        return None
+    found = read_yaml(path) or []
+    require_kind(found, [object], f"{path} is damaged: its content")
+    return [str(word) for word in found]
 
 
 def versions() -> dict[str, str]:

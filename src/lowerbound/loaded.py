@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -16,10 +16,12 @@ from lowerbound import folder as files
 from lowerbound.bounds import importance_weighted_bound
 from lowerbound.data.prepare import Preparation
 from lowerbound.data.source import as_table
+from lowerbound.errors import reading
 from lowerbound.model import LatentVariableModel
 from lowerbound.randomness import own_generators
 from lowerbound.trust import packages, safe_instantiate
 
+T = TypeVar("T")
 ROWS = 100  # at a time
 
 
@@ -138,20 +140,40 @@ def load(folder: str | Path, trust: str | Sequence[str] = ()) -> Loaded:
         raise ValueError(f"{folder}/{files.CONFIG} is no configuration of a run, which has a model and data: put the run's own back")
     checkpoint = files.read_checkpoint(files.existing(folder, files.WEIGHTS))
     state = files.model_state(checkpoint)
-    model: LatentVariableModel = safe_instantiate(config, "model", trust)
-    model.to(next((value.dtype for value in state.values() if value.is_floating_point()), torch.float32))
-    files.require_fitting(model.state_dict(), state, str(Path(folder) / files.WEIGHTS))
-    model.load_state_dict(state)
-    return Loaded(model.eval(), load_preparation(config, checkpoint, trust), config, packages(trust))
+    with reading(Path(folder) / files.CONFIG):
+        files.require_fitting(_outline(config, trust).state_dict(), state, str(Path(folder) / files.WEIGHTS))
+        model = _built(config, "model", LatentVariableModel, trust)
+        model.to(next((value.dtype for value in state.values() if value.is_floating_point()), torch.float32))
+        model.load_state_dict(state)
+        return Loaded(model.eval(), load_preparation(config, checkpoint, trust), config, packages(trust))
 
 
 def load_preparation(config: DictConfig, checkpoint: dict[str, Any], trust: str | Sequence[str] = ()) -> Preparation | None:
     """How the data were prepared, with the statistics of the training part; None for data modules that do not say."""
     if "preparation" not in checkpoint:
         return None
-    prepare: Preparation = safe_instantiate(config, "data.prepare", trust)
+    prepare = _built(config, "data.prepare", Preparation, trust)
     prepare.load_state_dict(checkpoint["preparation"])
     return prepare
+
+
+def _outline(config: DictConfig, trust: str | Sequence[str]) -> LatentVariableModel:
+    """The model without memory for its parameters, so that their shapes are known before a stranger's sizes are taken at their word."""
+    try:
+        with torch.device("meta"):
+            return _built(config, "model", LatentVariableModel, trust)
+    except RuntimeError:  # also of a class that looks at its values, which ours do not
+        if not packages(trust):
+            raise
+        return _built(config, "model", LatentVariableModel, trust)
+
+
+def _built(config: DictConfig, key: str, kind: type[T], trust: str | Sequence[str]) -> T:
+    """What stands at a key of a run's configuration, if it is of the kind that has to stand there."""
+    found = safe_instantiate(config, key, trust)
+    if not isinstance(found, kind):
+        raise ValueError(f"{key} of the run folder is a {type(found).__name__}, and no {kind.__name__}")
+    return found
 
 
 def _like(rows: ArrayLike | Tensor, found: Tensor) -> Tensor | NDArray[Any]:

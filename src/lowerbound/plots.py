@@ -129,7 +129,8 @@ def pixels(figure: Figure) -> np.ndarray:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure as a file, of the kind that the path's ending names."""
+    """Write the figure as a file, of the kind that the path's ending names; what had the name, a pipe or a link too, is not written to."""
+    path.unlink(missing_ok=True)
     Image.fromarray(pixels(figure)).save(path)
 
 

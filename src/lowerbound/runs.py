@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from lowerbound.defaults import config_loader
+from lowerbound.errors import reading
 from lowerbound.folder import (
     CONFIG,
     EVALUATION,
@@ -27,10 +30,12 @@ from lowerbound.folder import (
     read_config,
     read_json,
     read_overrides,
+    read_text,
     read_yaml,
     require_own,
 )
 
+LARGEST = 100_000  # runs of a grid that are told one by one
 OF_LEARNING = ("seed", "batch_size", "eval_batch_size", "storage", "memory_map", "root", "download")
 
 
@@ -67,7 +72,7 @@ class Run:
     def data(self) -> Any:
         """The data and their preparation as they were configured, without what changes no number of a datum."""
         node = None if self.config is None else self.config.get("data")
-        found = OmegaConf.to_container(node, resolve=True) if node is not None else (self.results or {}).get("data")
+        found = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else (self.results or {}).get("data")
         return {key: value for key, value in found.items() if key not in OF_LEARNING} if isinstance(found, dict) else found
 
     @property
@@ -85,13 +90,15 @@ class Run:
             return "finished"
         path = self.folder / FAILURE
         if path.is_file():
-            return f"failed: {(path.read_text(encoding='utf-8').strip() or 'it does not say why').splitlines()[0]}"
+            return f"failed: {(read_text(path, errors='replace').strip() or 'it does not say why').splitlines()[0]}"
         is_damaged = (self.folder / RESULTS).is_file()
         return f"{RESULTS} is damaged" if is_damaged else "no results: it still runs, or was stopped from outside"
 
 
-def beta_at_the_end(objective: Mapping[str, Any]) -> float | None:
+def beta_at_the_end(objective: Any) -> float | None:
     """The weight of the KL that training ended with, from the configuration of the objective: 1 where it has none; None: not known."""
+    if not isinstance(objective, Mapping | DictConfig):
+        return None
     beta = objective.get("beta", 1.0)
     beta = beta.get("end") if isinstance(beta, Mapping | DictConfig) else beta
     return float(beta) if isinstance(beta, int | float) else None
@@ -123,20 +130,39 @@ def _results(folder: Path) -> dict[str, Any] | None:
 
 def not_begun(folder: Path, runs: list[Run]) -> list[str]:
     """The runs of the grid that the sweep was started with last, of which there is no folder; none of a sweep that is no grid."""
-    path = folder / SWEEP
-    hydra = read_yaml(path)["hydra"] if path.is_file() else None
-    if hydra is None or not str(hydra["sweeper"]["_target_"]).endswith(BasicSweeper.__name__):
-        return []
-    words = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()] + hydra["overrides"]["task"]
-    parser = OverridesParser.create(config_loader())  # which knows the choices that a pattern is for
-    try:
-        (grid,) = BasicSweeper.split_arguments(parser.parse_overrides(words), None)
-    except HydraException:
-        return []
-    wanted = [_split(point) for point in grid]
-    there = [run.overrides for run in runs]
-    varied = [key for key in wanted[0] if len({point[key] for point in wanted}) > 1]
+    wanted, there = _grid(folder / SWEEP), [run.overrides for run in runs]
+    varied = [key for key in wanted[0] if len({point[key] for point in wanted}) > 1] if wanted else []
     return [named({key: point[key] for key in varied}) for point in wanted if point not in there]
+
+
+def _grid(path: Path) -> list[dict[str, str]]:
+    """The overrides of each run that Hydra's note tells of; of none where it is of no grid, or of one that is too large to be meant."""
+    if not path.is_file():
+        return []
+    with reading(path):
+        hydra = read_yaml(path)["hydra"]
+        if not str(hydra["sweeper"]["_target_"]).endswith(BasicSweeper.__name__):
+            return []
+        words = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()] + hydra["overrides"]["task"]
+        parser = OverridesParser.create(config_loader())  # which knows the choices that a pattern is for
+        try:
+            overrides = parser.parse_overrides(words)
+            if prod(map(_length, overrides)) > LARGEST:
+                return []
+            (grid,) = BasicSweeper.split_arguments(overrides, None)
+        except HydraException:
+            return []
+        return [_split(point) for point in grid]
+
+
+def _length(override: Override) -> int:
+    """How many values an override sweeps over, before any of them is made."""
+    value = override.value()
+    if isinstance(value, ChoiceSweep):
+        return len(value.list)
+    if isinstance(value, RangeSweep) and value.start is not None and value.stop is not None:
+        return max(ceil((value.stop - value.start) / value.step), 0)
+    return 1
 
 
 def _split(words: list[str]) -> dict[str, str]:

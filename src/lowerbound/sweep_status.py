@@ -15,8 +15,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from lowerbound.claim import is_claimed
-from lowerbound.folder import CONFIG, FAILURE, LAST, RESULTS, STUDY, SWEEP, read_yaml
+from lowerbound.errors import reading
+from lowerbound.folder import CONFIG, FAILURE, LAST, RESULTS, STUDY, SWEEP, read_text, read_yaml
 from lowerbound.runs import Run, not_begun, read_runs
+from lowerbound.wording import say
 
 STATES = DONE, RUNNING, STOPPED, FAILED, NOT_BEGUN = "done", "running", "stopped", "failed", "not begun"
 
@@ -29,7 +31,7 @@ def status(config: DictConfig) -> None:
     """
     folders = [config.folder] if isinstance(config.folder, str) else list(config.folder)
     for folder in map(Path, folders):
-        print("\n".join([*([f"{folder}:"] if len(folders) > 1 else []), *describe(folder)]))
+        say([*([f"{folder}:"] if len(folders) > 1 else []), *describe(folder)])
 
 
 def describe(folder: Path) -> Iterator[str]:
@@ -58,7 +60,7 @@ def state(run: Run) -> tuple[str, str]:
     if run.results is not None:
         return DONE, ""
     if (run.folder / FAILURE).is_file():
-        return FAILED, why((run.folder / FAILURE).read_text(encoding="utf-8"))
+        return FAILED, why(read_text(run.folder / FAILURE, errors="replace"))
     if (run.folder / RESULTS).is_file():
         return FAILED, f"{RESULTS} is damaged"
     has_begun = any((run.folder / name).is_file() for name in (CONFIG, LAST))
@@ -87,7 +89,8 @@ def _trials(folder: Path) -> Iterator[str]:
     except ImportError as error:
         raise ValueError(f"{folder / STUDY} needs an extra to be read: {error}\npip install 'lowerbound[sweep]'") from error
     path = folder / SWEEP
-    wanted = read_yaml(path)["hydra"]["sweeper"]["n_trials"] if path.is_file() else None
+    with reading(path):
+        wanted = read_yaml(path)["hydra"]["sweeper"]["n_trials"] if path.is_file() else None
     first, *rest = trials.told(trials.read_study(folder / STUDY))
     yield first if wanted is None else f"{first}, of {wanted}"
     yield from rest

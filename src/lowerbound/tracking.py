@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -90,12 +91,19 @@ def _row(trainer: Trainer) -> dict[str, float]:
 
 
 def read_metrics(path: str | Path) -> dict[str, list[float]]:
-    """The columns of a `metrics.csv` by name; what a row does not have is NaN."""
-    with Path(path).open(newline="") as file:
-        rows = list(csv.reader(file))
-    names = rows[0] if rows else []
-    whole = [row for row in rows[1:] if len(row) == len(names)]  # the last one may be being written
-    return {name: [float(row[i]) if row[i] else math.nan for row in whole] for i, name in enumerate(names)}
+    """The columns of a `metrics.csv` by name; what a row does not have is NaN.
+
+    Raises:
+        ValueError: it is damaged; the message names it.
+    """
+    try:
+        with Path(path).open(newline="") as file:
+            rows = list(csv.reader(file))
+        names = rows[0] if rows else []
+        whole = [row for row in rows[1:] if len(row) == len(names)]  # the last one may be being written
+        return {name: [float(row[i]) if row[i] else math.nan for row in whole] for i, name in enumerate(names)}
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 class Forgiving:
@@ -176,6 +184,8 @@ class WandB(Forgiving, WandbLogger):
         self._file = Path(save_dir) / TOLD
         told = (read_json(self._file) if self._file.is_file() else None) or {"id": secrets.token_hex(4), "step": 0}
         self._run_id, self._last_step = told["id"], told["step"]
+        if not re.fullmatch(r"[\w-]{1,64}", self._run_id):  # W&B makes names of folders of it
+            raise ValueError(f"{self._file} is damaged: {self._run_id!r} is no id.\nWithout that file W&B begins a new run.")
         if is_first():
             self._note()
         kept: dict[str, Any] = {"id": self._run_id, "resume": "allow", "group": group or _sweep(Path(save_dir)), "job_type": "train"}
