@@ -124,7 +124,8 @@ def test_a_failed_run_stands_with_the_others_of_its_configuration(sweep: Path) -
 def test_evidence_is_a_column_where_it_was_evaluated(sweep: Path) -> None:
     units = {"latent": {"units": {"active": 7}}}
     found = (("IWAE-100", 2.0, 1000), ("IWAE-10", 1.0, 1000), ("IWAE-100", 7.0, 50))
-    rows = [{"quantity": name, "mean": mean, "num_data": count} for name, mean, count in found]
+    others = {"standard_error": 0.1, "is_bound": True, "bits_per_dimension": None, "effective": None, "seconds": 1.0}
+    rows = [{"quantity": name, "mean": mean, "num_data": count} | others for name, mean, count in found]
     run = read_runs(sweep)[0]
     (run.folder / "evaluation.json").write_text(json.dumps({"evidence": rows} | units))
     (table,) = tables(read_runs(sweep))

@@ -16,7 +16,7 @@ from lowerbound.fit import Fit
 from lowerbound.gradient import GradientFit
 from lowerbound.model import LatentVariableModel
 from lowerbound.tracking import METRICS, read_metrics
-from lowerbound.wording import unit, written
+from lowerbound.wording import say, unit, written
 
 SOME = 100  # rows, which show of what kind all are
 
@@ -76,7 +76,7 @@ def announce_reached(folder: Path) -> None:
     numbers = {key: values[-1] for key, values in columns.items() if values and key.startswith("val/")}
     if numbers:
         print(f"\nstopped; the last validation, after optimizer step {columns['step'][-1]:.0f}:")
-        print("\n".join(f"  {key:<20}{written(value)}{unit(key)}" for key, value in numbers.items()))
+        say(f"  {key:<20}{written(value)}{unit(key)}" for key, value in numbers.items())
     print(f"  go on with:  lowerbound-train resume={here}", flush=True)
 
 
@@ -87,7 +87,7 @@ def announce(results: dict[str, Any], folder: Path) -> None:
     width = max(map(len, numbers), default=0) + 2
     lines = [f"  {key:<{width}}{written(value)}{unit(key)}" for key, value in numbers.items()]
     print(f"\n{results['name']}: {counted(results['optimizer_steps'], 'optimizer step')} in {results['seconds']:.1f} s")
-    print("\n".join([*lines, *(f"  note: {remark}" for remark in results["remarks"])]))
+    say([*lines, *(f"  note: {remark}" for remark in results["remarks"])])
     here = Path(os.path.relpath(folder))
     print(f"  report:   {here / files.REPORT}")
     if (folder / files.WEIGHTS).is_file():

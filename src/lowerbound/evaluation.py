@@ -24,7 +24,7 @@ from lowerbound.baselines import Baseline, baselines
 from lowerbound.data.module import TensorDataModule
 from lowerbound.devices import is_first
 from lowerbound.distributions import kl_per_dimension
-from lowerbound.errors import whole
+from lowerbound.errors import reading, whole
 from lowerbound.evidence import ROWS, Annealing, Estimate, estimates, is_annealed, sandwich
 from lowerbound.latent_plots import collapse_panel, importance_weighted_curve
 from lowerbound.latent_space import has_units, latent_space, sentences, units_of
@@ -39,7 +39,7 @@ from lowerbound.report import write_report
 from lowerbound.runs import beta_at_the_end, read_runs
 from lowerbound.sweep_report import summarize
 from lowerbound.trust import safe_instantiate
-from lowerbound.wording import EVIDENCE, evidence_cells, markdown
+from lowerbound.wording import EVIDENCE, evidence_cells, markdown, say
 
 NO_EVIDENCE = "A model with a flat prior has no p(x): there is no evidence to set beside others"
 
@@ -61,12 +61,12 @@ def evaluate(config: DictConfig) -> None:
             run.model.to(own)
             found = evaluated(run, folder, config, annealing, others.get(folder, []))
             if is_first():
-                (folder / files.EVALUATION).write_text(json.dumps(found, indent=2) + "\n")
+                files.write_whole(folder / files.EVALUATION, json.dumps(found, indent=2) + "\n")
                 write_report(folder)
-                print("\n".join(report(folder, found)))
+                say(report(folder, found))
     for sweep in sweeps(config.run) if is_first() else []:
         *_, renewed = summarize(sweep)
-        print(f"\n{renewed}")
+        say(["", renewed])
 
 
 def evaluated(run: Loaded, folder: Path, config: DictConfig, annealing: Annealing, others: Sequence[Baseline]) -> dict[str, Any]:
@@ -147,14 +147,17 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def data_of(run: Loaded) -> TensorDataModule:
-    """The data of a run, prepared as they were there.
+    """The data of a run, prepared as they were there; they are read where they are, and not fetched: a folder may name any place.
 
     Raises:
-        ValueError: they are of the user's own kind, and do not say how they are split and prepared.
+        ValueError: they are of the user's own kind, and do not say how they are split and prepared, or the configuration is damaged.
     """
-    data = safe_instantiate(run.config, "data", run.trust)
+    with reading(f"data of {files.CONFIG}"):
+        data = safe_instantiate(run.config, "data", run.trust)
     if not isinstance(data, TensorDataModule) or run.prepare is None:
         raise ValueError(f"data={type(data).__name__} is no data module of this package, and has no test rows to evaluate on")
+    if hasattr(data, "download"):
+        data.download = False  # pyright: ignore[reportAttributeAccessIssue] some have it
     data.load_state_dict({"prepare": dict(run.prepare.state_dict())})
     return data
 
@@ -227,7 +230,7 @@ def told(simulated: dict[str, float]) -> Iterator[str]:
 
 def report(folder: Path, found: dict[str, Any]) -> Iterator[str]:
     """The table in Markdown, and what there is to say."""
-    yield f"\n{folder}"
+    yield from ["", str(folder)]
     rows = [evidence_cells(row) for row in found["evidence"] + found["baselines"]]
     yield from markdown(EVIDENCE, rows, (0,)) if rows else []
     yield from (f"warning: {sentence}" for sentence in found["warnings"])

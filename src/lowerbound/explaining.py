@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lowerbound.commands import TRAIN, Command
 from lowerbound.defaults import conf_folder
 from lowerbound.errors import near_matches
+from lowerbound.wording import plain
 
 USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 HYDRA_VERSION = "1.3"
@@ -29,6 +30,10 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: str | None =
         config_dir: a further folder of configuration, from Hydra's ``--config-dir``.
         command: which one it is.
     """
+    return [plain(line) for line in _explained(error, overrides, config_dir, command)]
+
+
+def _explained(error: Exception, overrides: Sequence[str], config_dir: str | None, command: Command) -> list[str]:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         return _explain_choice(error.missing_cfg_file, error.options)
     if isinstance(error, OverrideParseException) and "=" in error.override:

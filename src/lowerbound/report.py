@@ -12,12 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from hydra.errors import HydraException
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from lowerbound import folder as files
 from lowerbound.defaults import Difference, differences
-from lowerbound.wording import EVIDENCE, MEANINGS, evidence_cells, unit, words, written
+from lowerbound.errors import reading
+from lowerbound.sizes import require_room
+from lowerbound.trust import check_words
+from lowerbound.wording import EVIDENCE, MEANINGS, evidence_cells, plain, unit, words, written
 
 CAPTIONS = {
     "learning_curves": "Training and validation, over optimizer steps",
@@ -54,6 +59,7 @@ def write_report(folder: Path) -> Path | None:
         .render(
             title=results.get("name", folder.resolve().name),
             folder=folder.resolve().name,
+            place=repr(f"path/to/{folder.resolve().name}"),
             results=results,
             command=command(folder),
             differences=changed(folder),
@@ -76,17 +82,23 @@ def environment() -> Environment:
 
 
 def command(folder: Path) -> str | None:
-    """The command line that makes such a run."""
+    """The command line that makes such a run; None: it is not kept, or does more than a reader would expect who copies it."""
     overrides = files.read_overrides(folder)
-    return None if overrides is None else shlex.join(["lowerbound-train", *overrides])
+    if overrides is None or any(plain(word) != word for word in overrides):
+        return None
+    try:
+        check_words(overrides)
+    except (ValueError, HydraException):
+        return None
+    return shlex.join(["lowerbound-train", *overrides])
 
 
 def changed(folder: Path) -> list[Difference]:
     """How the configuration differs from the default one."""
     path = folder / files.CONFIG
-    config = files.read_config(path) if path.is_file() else None
     chosen = [word.lstrip("+~").partition("=")[0] for word in files.read_overrides(folder) or []]
-    return [] if config is None else differences(config, chosen)
+    with reading(path):
+        return differences(files.read_config(path), chosen) if path.is_file() else []
 
 
 def facts(results: Mapping[str, Any]) -> dict[str, str]:
@@ -95,7 +107,8 @@ def facts(results: Mapping[str, Any]) -> dict[str, str]:
     counts = ", ".join(
         f"{data[part]:,} {name}" for part, name in (("train", "training"), ("val", "validation"), ("test", "test")) if part in data
     )
-    steps = f"{results['optimizer_steps']:,} optimizer steps in {results['epochs']:,} epochs" if "epochs" in results else ""
+    steps = f"{results.get('optimizer_steps', 0):,} optimizer steps in {results['epochs']:,} epochs" if "epochs" in results else ""
+    precision = f", precision {results['precision']}" if "precision" in results else ""
     seconds = results.get("seconds")
     told = {
         "data": f"{data.get('kind', '')}: {counts}; {data.get('dim', '?')} numbers each" if counts else str(data.get("kind", "")),
@@ -103,7 +116,7 @@ def facts(results: Mapping[str, Any]) -> dict[str, str]:
         "parameters": f"{results['parameters']:,}" if "parameters" in results else "",
         "learnt by": steps,
         "time": "" if seconds is None else f"{seconds:,.1f} s, {results.get('images_per_second', 0):,.0f} data per second",
-        "device": f"{results.get('devices', 1)} x {results['device']}, precision {results['precision']}" if "device" in results else "",
+        "device": f"{results.get('devices', 1)} x {results['device']}{precision}" if "device" in results else "",
         "versions": ", ".join(f"{name} {version}" for name, version in results.get("versions", {}).items()),
         "commit": results.get("git_commit") or "",
     }
@@ -144,7 +157,7 @@ def evaluation(folder: Path) -> dict[str, Any] | None:
 def pictures(folder: Path) -> list[dict[str, str]]:
     """The pictures of a folder as data URIs with their captions: those that are known first, in the order of `CAPTIONS`."""
     order = {name: i for i, name in enumerate(CAPTIONS)}
-    paths = sorted(folder.glob("*.png"), key=lambda path: (order.get(path.stem, len(order)), path.stem))
+    paths = sorted(filter(Path.is_file, folder.glob("*.png")), key=lambda path: (order.get(path.stem, len(order)), path.stem))
     return [picture(path, CAPTIONS.get(path.stem, words(path.stem))) for path in paths]
 
 
@@ -159,12 +172,26 @@ def opened(path: Path) -> Image.Image:
     """A PNG file; others are not even looked at: some kinds of pictures are programs, whatever their file is called.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is none, or larger than a picture is.
     """
     try:
+        require_room(path, 4 * path.stat().st_size)  # a page holds it as text, twice
         return Image.open(path, formats=["PNG"])
-    except OSError as error:
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is no PNG picture: {error}") from error
+
+
+def pixels_of(path: Path) -> np.ndarray:
+    """The pixels ``[H, W, 3]`` of a PNG file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    with opened(path) as image:
+        try:
+            return np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"{path} is no PNG picture: {error}") from error
 
 
 def data_uri(path: Path) -> str:

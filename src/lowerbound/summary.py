@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import sqrt
 from statistics import fmean, stdev
 
 from scipy.stats import t
@@ -22,6 +22,7 @@ from lowerbound.runs import Run, named
 SEEDS = ("seed", "data.seed")
 HIGHER = ("elbo", "log_evidence", "exact", "quadrature", "accuracy", "AIS", "IWAE")
 LOWER = ("rmse", "error")
+LARGEST = 1e100  # the squares of larger numbers have no sum
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def numbers(run: Run) -> dict[str, float]:
     if units := run.evaluation.get("latent", {}).get("units"):
         found["latent/active_units"] = units["active"]
     found |= {"seconds": results["seconds"]} if "seconds" in results else {}
-    return {key: float(value) for key, value in found.items() if isinstance(value, int | float) and isfinite(value)}
+    return {key: float(value) for key, value in found.items() if isinstance(value, int | float) and abs(value) < LARGEST}
 
 
 def rises(key: str) -> bool | None:

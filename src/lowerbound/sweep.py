@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from matplotlib.figure import Figure
@@ -21,8 +20,9 @@ from omegaconf import DictConfig
 from lowerbound import plots, study_plots, sweep_report
 from lowerbound.devices import check_sweep
 from lowerbound.folder import FIGURES
-from lowerbound.report import opened
+from lowerbound.report import pixels_of
 from lowerbound.runs import Run, read_runs
+from lowerbound.wording import say
 
 
 @final
@@ -61,9 +61,9 @@ class Summary(Callback):
         has_failed = self._has_failed or any(run.results is None for run in read_runs(folder))
         try:
             *_, finished, place = sweep_report.summarize(folder)
-            print(f"{finished}\n{place}")
+            say([finished, place])
         except (ValueError, OSError) as error:
-            print(f"no report: {error}", file=sys.stderr)
+            say(f"no report: {error}".splitlines(), sys.stderr)
         finally:  # Hydra makes a warning of any other error here, and the exit code 0
             if has_failed:
                 raise SystemExit(1)
@@ -87,7 +87,7 @@ class Comparison(Callback, ABC):
         """Print the table and write the picture."""
         folder = Path(config.hydra.sweep.dir)
         runs = read_runs(folder)
-        print("\n".join(["", self.name, *table(runs, self.columns), *self.note.splitlines()]))
+        say(["", self.name, *table(runs, self.columns), *self.note.splitlines()])
         if finished := [run for run in runs if run.results is not None]:
             self._save_picture(finished, folder / f"{self.name}.png")
 
@@ -95,7 +95,7 @@ class Comparison(Callback, ABC):
         try:
             figure = self.draw(runs)
         except (ValueError, OSError) as error:
-            print(f"no picture: {error}")
+            say(f"no picture: {error}".splitlines())
         else:
             plots.save(figure, path)
             print(f"picture: {path}")
@@ -153,4 +153,4 @@ class Stacked(Comparison):
     def draw(self, runs: Sequence[Run]) -> Figure:
         """The runs' figures/<picture>.png."""
         paths = {run.name: run.folder / FIGURES / f"{self.picture}.png" for run in runs}
-        return study_plots.stacked({name: np.asarray(opened(path)) for name, path in paths.items()}, self.across)
+        return study_plots.stacked({name: pixels_of(path) for name, path in paths.items()}, self.across)

@@ -13,7 +13,6 @@ from io import StringIO
 from pathlib import Path
 from urllib.parse import quote
 
-import numpy as np
 from lightning.pytorch.loggers import Logger
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
@@ -22,12 +21,12 @@ from lowerbound import folder as files
 from lowerbound import plots, sweep_plots
 from lowerbound.errors import one
 from lowerbound.instantiate import instantiate
-from lowerbound.report import CAPTIONS, environment, opened, picture
+from lowerbound.report import CAPTIONS, environment, picture, pixels_of
 from lowerbound.runs import Run, not_begun, read_runs
 from lowerbound.summary import Line, Table, configuration, numbers, tables
 from lowerbound.sweep_plots import Curve, Point
 from lowerbound.tracking import METRICS, finish, read_metrics, send_picture, send_table
-from lowerbound.wording import markdown, unit, words
+from lowerbound.wording import markdown, plain, say, unit, words
 
 TABLE = "table"
 SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"} | {
@@ -43,13 +42,13 @@ def report(config: DictConfig) -> None:
     """
     folder = Path(one(config.folder, "folder"))
     loggers: list[Logger] = [instantiate(node, save_dir=str(folder)) for node in (config.logger or {}).values()]
-    print("\n".join(summarize(folder)))
+    say(summarize(folder))
     found = tables(read_runs(folder))
     for logger in loggers:
         for number, table in enumerate(found, 1):
             send_table(logger, f"table {number}", headings(table), [cells(table, line) for line in table.lines])
-        for path in sorted(folder.glob("*.png")):
-            send_picture(logger, f"figures/{path.stem}", np.asarray(opened(path).convert("RGB")), 0)
+        for path in sorted(filter(Path.is_file, folder.glob("*.png"))):
+            send_picture(logger, f"figures/{path.stem}", pixels_of(path), 0)
     finish(loggers, {})
 
 
@@ -80,10 +79,10 @@ def summarize(folder: Path) -> Iterator[str]:
             link=link,
         )
     )
-    (folder / files.REPORT).write_text(page, encoding="utf-8")
-    (folder / f"{TABLE}.csv").write_text(as_csv(found), encoding="utf-8")
-    (folder / f"{TABLE}.md").write_text("\n".join(as_markdown(found)) + "\n", encoding="utf-8")
-    (folder / f"{TABLE}.tex").write_text("\n".join(as_latex(found)) + "\n", encoding="utf-8")
+    files.write_whole(folder / files.REPORT, page)
+    files.write_whole(folder / f"{TABLE}.csv", as_csv(found))
+    files.write_whole(folder / f"{TABLE}.md", "\n".join(as_markdown(found)) + "\n")
+    files.write_whole(folder / f"{TABLE}.tex", "\n".join(as_latex(found)) + "\n")
     yield from as_markdown(found)
     yield from (f"{run.name}: {run.state}" for run in runs if run.results is None)
     yield from (f"{name}: not begun" for name in absent)
@@ -103,7 +102,7 @@ def draw(folder: Path, found: Sequence[Table]) -> list[tuple[Path, str]]:
     for name, figure in ways.items():
         if figure is not None:
             plots.save(figure, folder / f"{name}.png")
-    paths = sorted(folder.glob("*.png"), key=lambda path: (path.stem not in ways, path.stem))
+    paths = sorted(filter(Path.is_file, folder.glob("*.png")), key=lambda path: (path.stem not in ways, path.stem))
     return [(path, captions.get(path.stem, words(path.stem))) for path in paths]
 
 
@@ -129,7 +128,7 @@ def learning_curves(runs: Sequence[Run]) -> Figure | None:
     for run in runs:
         path, quantity = run.folder / METRICS, str((run.results or {}).get("monitor"))
         columns = read_metrics(path) if path.is_file() else {}
-        if len(columns.get(quantity, ())) > 1:
+        if "step" in columns and len(columns.get(quantity, ())) > 1:
             quantities[words(quantity)] = None
             found.setdefault(configuration(run), []).append(Curve(columns["step"], columns[quantity]))
     return sweep_plots.learning_curves(found, " and ".join(quantities)) if found else None
@@ -166,22 +165,27 @@ def as_csv(found: Sequence[Table]) -> str:
     keys = list(dict.fromkeys(key for table in found for key in table.columns))
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["measure", "configuration", "runs", "failed", "floored", *(f"{key}{end}" for key in keys for end in ("", " ± 95%", " runs"))]
-    )
+    columns = [_cell(f"{key}{end}") for key in keys for end in ("", " ± 95%", " runs")]
+    writer.writerow(["measure", "configuration", "runs", "failed", "floored", *columns])
     for table in found:
         for line in table.lines:
             own = [line.cells.get(key) for key in keys]
             flat = [part for cell in own for part in (("", "", 0) if cell is None else (cell.mean, cell.half_width, cell.count))]
-            writer.writerow([table.measure, line.name, len(line.runs), len(line.failed), len(line.floored), *flat])
+            writer.writerow([_cell(table.measure), _cell(line.name), len(line.runs), len(line.failed), len(line.floored), *flat])
     return text.getvalue()
+
+
+def _cell(text: str) -> str:
+    """Text for a cell of a spreadsheet, which takes what begins so for a formula."""
+    return f"'{plain(text)}" if text.startswith(("=", "+", "-", "@")) else plain(text)
 
 
 def as_markdown(found: Sequence[Table]) -> Iterator[str]:
     """The tables, the best in bold."""
     for table in found:
-        yield from [f"{table.measure}", ""] if table.measure else []
-        yield from markdown(headings(table), [[c.replace("|", r"\|") for c in _bold(table, line, "**{}**")] for line in table.lines], (0,))
+        yield from [_marked(table.measure), ""] if table.measure else []
+        lines = [[_marked(cell) for cell in _bold(table, line, "**{}**")] for line in table.lines]
+        yield from markdown([_marked(heading) for heading in headings(table)], lines, (0,))
         yield ""
 
 
@@ -189,7 +193,7 @@ def as_latex(found: Sequence[Table]) -> Iterator[str]:
     """The tables for a document that uses booktabs, the best in bold."""
     for table in found:
         names = [_escaped(name) for name in headings(table)]
-        yield rf"% {table.measure or 'one table'}, means over seeds with half of the 95% interval; needs \usepackage{{booktabs}}"
+        yield rf"% {_escaped(table.measure) or 'one table'}, means over seeds with half of the 95% interval; needs \usepackage{{booktabs}}"
         yield rf"\begin{{tabular}}{{l{'r' * (len(names) - 1)}}}"
         yield rf"\toprule {' & '.join(names)} \\ \midrule"
         yield from (" & ".join(_bold(table, line, r"\textbf{{{}}}", escape=True)) + r" \\" for line in table.lines)
@@ -202,7 +206,12 @@ def _bold(table: Table, line: Line, form: str, escape: bool = False) -> list[str
 
 
 def _escaped(text: str) -> str:
-    return "".join(SPECIAL.get(character, character) for character in text)
+    return "".join(SPECIAL.get(character, character) for character in plain(text))
+
+
+def _marked(text: str) -> str:
+    """Text for a line of Markdown, in which it is no cell's end and no HTML."""
+    return plain(text).replace("|", r"\|").replace("<", r"\<")
 
 
 def link(run: Run) -> str | None:

@@ -6,9 +6,9 @@ numbers that are something else.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import isfinite
-from typing import Any
+from typing import IO, Any
 
 NOT_NATS = (
     *("accuracy", "components", "degrees", "dim", "dimensions", "error", "evaluations", "points", "ratio", "rmse", "scale", "seconds"),
@@ -25,6 +25,16 @@ MEANINGS = {
 }
 
 EVIDENCE = ("log p(x)", "nats per datum", "standard error", "bits per dimension", "data", "effective samples", "seconds")
+
+
+def plain(text: str) -> str:
+    """Text on one line, in which what a terminal would obey, or not show, is replaced: it may be a stranger's."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
+
+
+def say(lines: Iterable[str], file: IO[str] | None = None) -> None:
+    """Print lines that may hold a stranger's words, on the screen or to another file."""
+    print("\n".join(map(plain, lines)), file=file)
 
 
 def unit(key: str) -> str:
