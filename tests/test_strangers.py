@@ -111,7 +111,7 @@ NO_DATA: dict[str, tuple[str, Callable[[Path], object]]] = {
     "packed by method 99": ("x.npz", archive(method=99)),
     "packed by method 14": ("x.npz", packed),
     "field larger than field limit": ("x.csv", lambda path: path.write_text("1" * 200_000)),
-    "row 3 has 1 fields, and those before it 2": ("x.csv", lambda path: path.write_text("1,2\n\n3,4\n5\n")),
+    "from 2 to 1 at row 3": ("x.csv", lambda path: path.write_text("1,2\n\n3,4\n5\n")),
 }
 
 

@@ -35,6 +35,7 @@ from lowerbound.folder import (
     require_own,
 )
 
+LARGEST_BETA = 1e100  # a whole number of a YAML file may be beyond all floats
 LARGEST = 100_000  # runs of a grid that are told one by one
 OF_LEARNING = ("seed", "batch_size", "eval_batch_size", "storage", "memory_map", "root", "download")
 
@@ -101,7 +102,7 @@ def beta_at_the_end(objective: Any) -> float | None:
         return None
     beta = objective.get("beta", 1.0)
     beta = beta.get("end") if isinstance(beta, Mapping | DictConfig) else beta
-    return float(beta) if isinstance(beta, int | float) else None
+    return float(beta) if isinstance(beta, int | float) and abs(beta) < LARGEST_BETA else None
 
 
 def named(choices: Mapping[str, str]) -> str:

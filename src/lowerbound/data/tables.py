@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lowerbound.data.module import TensorDataModule
 from lowerbound.data.source import Source, as_labels, as_table
-from lowerbound.errors import flag, reading
+from lowerbound.errors import flag
 from lowerbound.sizes import check_archive, check_array, require_room
 
 _FORMATS = {
@@ -156,7 +156,7 @@ def _fields(path: str) -> tuple[list[str], int]:
         for line in filter(None, csv.reader(file)):
             count = count or len(line)
             if len(line) != count:
-                raise ValueError(f"row {len(fields) // count + 1} has {len(line)} fields, and those before it {count}")
+                raise ValueError(f"the number of columns changed from {count} to {len(line)} at row {len(fields) // count + 1}")
             fields += line
     if not fields:
         raise ValueError("it is empty")
@@ -167,8 +167,7 @@ def _fields(path: str) -> tuple[list[str], int]:
 def _reading(option: str, path: str) -> Iterator[None]:
     """Say which file and which option an error is about."""
     try:
-        with reading("it"):
-            yield
+        yield
     except OSError as error:
         raise ValueError(f"{option}={path} cannot be read: {error.strerror or error}\nSet {option} to a file that is there.") from error
     except (ValueError, EOFError, BadZipFile, csv.Error, zlib.error) as error:
