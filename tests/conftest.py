@@ -76,3 +76,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         own = min((slow.index(mark.name) for mark in item.iter_markers() if mark.name in slow), default=len(slow))
         place[item.path] = min(own, place.get(item.path, own))
     items.sort(key=lambda item: place[item.path])
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: who starts jobs of SLURM and processes of its own waits for most of the time."""
+    return min(os.cpu_count() or 1, 4) + 1
