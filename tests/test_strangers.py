@@ -362,7 +362,10 @@ def test_what_is_there_to_be_copied_does_what_it_says(finished: Path, tmp_path: 
     (line,) = (line for line in page.splitlines() if "lowerbound.load(" in line)
     assert line.startswith(f"run = lowerbound.load({f'path/to/{name}'!r})  #")
     assert "lowerbound-train model=ppca" in page
+    assert "only if it is yours" not in page
     for word in ("+callbacks.x={_target_: os.system}", "name=a\x1b[31m", "hydra.run.dir=/", "x=[", "-m"):
         OmegaConf.save(OmegaConf.create(["model=ppca", word]), folder / ".hydra" / "overrides.yaml")
         write_report(folder)
-        assert "lowerbound-train model=ppca" not in path.read_text()
+        page = path.read_text()
+        assert "lowerbound-train model=ppca" not in page or "only if it is yours" in page
+        assert "\x1b" not in page

@@ -62,6 +62,7 @@ def write_report(folder: Path) -> Path | None:
             place=repr(f"path/to/{folder.resolve().name}"),
             results=results,
             command=command(folder),
+            is_plain=is_plain(folder),
             differences=changed(folder),
             facts=facts(results),
             numbers=numbers(results),
@@ -82,15 +83,20 @@ def environment() -> Environment:
 
 
 def command(folder: Path) -> str | None:
-    """The command line that makes such a run; None: it is not kept, or does more than a reader would expect who copies it."""
+    """The command line that makes such a run; None: it is not kept, or holds what a page cannot show."""
     overrides = files.read_overrides(folder)
     if overrides is None or any(plain(word) != word for word in overrides):
         return None
-    try:
-        check_words(overrides)
-    except (ValueError, HydraException):
-        return None
     return shlex.join(["lowerbound-train", *overrides])
+
+
+def is_plain(folder: Path) -> bool:
+    """Whether that line does no more than choose and set values, and can be repeated by whoever has the folder from somebody else."""
+    try:
+        check_words(files.read_overrides(folder) or [])
+    except (ValueError, HydraException):
+        return False
+    return True
 
 
 def changed(folder: Path) -> list[Difference]:
