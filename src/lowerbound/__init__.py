@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import lowerbound._scipy
+import lowerbound._scipy  # this and the next before lightning and torchmetrics, which import what they stand in for
 import lowerbound._torchvision  # noqa: F401
 
 if TYPE_CHECKING:
