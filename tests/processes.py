@@ -14,25 +14,15 @@ from typing import Any, NamedTuple
 import worker_of_kills
 
 COMMAND = ("-m", "lowerbound.cli")
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 TWO_RANKS = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}  # gloo looks up the machine's name otherwise
 
 
-def begun(folder: Path, *words: str) -> subprocess.Popen[str]:
-    """A Python process with these words in a folder; both of its streams go to one pipe."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([sys.executable, *words], cwd=folder, env=ENVIRONMENT, **pipes)
-
-
 def finished(folder: Path, *words: str, seconds: float = 100) -> tuple[int, str]:
-    """Its exit code and what it wrote."""
-    process = begun(folder, *words)
-    try:
-        out, _ = process.communicate(timeout=seconds)
-    finally:
-        process.kill()
-    return process.returncode, out
+    """A Python process with these words in a folder: its exit code and what it wrote."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run([sys.executable, *words], cwd=folder, env=ENVIRONMENT, timeout=seconds, check=False, **pipes)
+    return done.returncode, done.stdout
 
 
 class Forked(NamedTuple):

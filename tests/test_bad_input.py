@@ -363,11 +363,10 @@ END_TO_END = {
 @pytest.mark.process
 @pytest.mark.parametrize("name", END_TO_END)
 def test_in_a_process_of_its_own(name: str, place: Path, processes: Any, tmp_path: Path) -> None:
-    """Two of them with all that a start writes; the others without its seconds."""
+    """One of them with all that a start writes; the others without its seconds."""
     words, pattern = END_TO_END[name]
     line = (*BRIEF, *words.split())
-    is_whole = name in ("a typo", "a device")
-    code, out = finished(place, *COMMAND, *line) if is_whole else forked(processes, place, tmp_path / "log", *line).ended()
+    code, out = finished(place, *COMMAND, *line) if name == "a device" else forked(processes, place, tmp_path / "log", *line).ended()
     check(Row(words, (pattern,)), code, out)
 
 

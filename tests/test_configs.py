@@ -22,6 +22,7 @@ from lowerbound.model import LatentVariableModel
 from lowerbound.objectives import Objective
 from lowerbound.run import learn
 from lowerbound.schedules import Step
+from lowerbound.trust import safe_instantiate
 
 # What a choice needs beside it, and whatever makes it small.
 NEEDS = {
@@ -54,9 +55,14 @@ LEARNING = ("prior", "likelihood", "noise", "covariance", "posterior", "network"
 
 def overrides_of(group: str, choice: str) -> tuple[str, ...]:
     needs = NEEDS.get(f"{group}={choice}", ("model=mixture",) if group == "covariance" else ())
-    lines = (*needs, f"{group}={choice}")
-    has_sizes = OmegaConf.select(zoo.composed(*lines), "network.encoder.sizes") is not None
-    return (*lines, *SMALL) if has_sizes else lines
+    return (*needs, f"{group}={choice}")
+
+
+def small(config: DictConfig) -> DictConfig:
+    """It with a network of eight units, where it has one whose layers have sizes."""
+    if OmegaConf.select(config, "network.encoder.sizes") is not None:
+        config.network.encoder.sizes = [8]
+    return config
 
 
 def parts(config: DictConfig) -> tuple[Fit, LatentVariableModel]:
@@ -71,7 +77,7 @@ def choices_of(*groups: str) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("group", "choice"), choices_of(*LEARNING))
 def test_every_way_to_learn_takes_a_step_with_finite_terms(group: str, choice: str) -> None:
-    fit, model = parts(zoo.composed(*overrides_of(group, choice)))
+    fit, model = parts(small(zoo.composed(*overrides_of(group, choice))))
     x = torch.rand(40, 64)
     found = learn(model, lambda _: fit, InMemory(x.round() if "bernoulli" in choice else x, batch_size=8), max_epochs=1, accelerator="cpu")
     assert found
@@ -108,6 +114,32 @@ def test_every_experiment_builds_and_passes_a_batch(choice: str) -> None:
     bound = fit.objective(model, torch.rand(4, config.data.dim).round(), Step(0, 100))
     assert bound.value.shape == (4,)
     assert bound.value.isfinite().all()
+
+
+# What trains can be loaded.
+
+EXPERIMENTS = {name: (f"experiment={name}",) for name in zoo.choices("experiment")}
+EXPERIMENTS["maximum_likelihood"] += ("model=gaussian",)  # of a sweep, its first run
+BUILT = choices_of("prior", "likelihood", "noise", "covariance", "posterior", "network", "model", "data")
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"),
+    [*BUILT, *(("experiment", name) for name in EXPERIMENTS)],
+)
+def test_every_configuration_that_trains_is_built_the_same(group: str, choice: str) -> None:
+    config = zoo.resolved(*(EXPERIMENTS[choice] if group == "experiment" else overrides_of(group, choice)))
+    models = []
+    for make in (lambda: instantiate(config.model), lambda: safe_instantiate(config, "model")):
+        torch.manual_seed(0)
+        models.append(make())
+    one, other = models
+    assert repr(one) == repr(other)
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+    for key in ("data", "data.prepare"):
+        expected, found = instantiate(OmegaConf.select(config, key)), safe_instantiate(config, key)
+        assert type(found) is type(expected)
+        assert repr(vars(found)) == repr(vars(expected))
 
 
 @pytest.mark.parametrize(("group", "choice"), choices_of("trainer", "callbacks", "logger"))

@@ -105,12 +105,6 @@ def test_a_run_is_evaluated_by_every_way_it_allows(run: Path, evaluated: Evaluat
     assert all(f"{row['mean']:.3f}" in out for row in rows.values())
 
 
-def test_evaluated_twice_the_numbers_are_the_same(run: Path, evaluated: Evaluated, command: Evaluate) -> None:
-    command(f"run={run}", *SMALL, "baselines=false")
-    again = json.loads((run / "evaluation.json").read_text())["evidence"]
-    assert without_seconds(again) == without_seconds(evaluated.found["evidence"])
-
-
 @pytest.mark.parametrize("overrides", [("latent_dim=1",), ("model=mixture", "num_components=1"), ("model=autoencoder", "latent_dim=1")])
 def test_the_smallest_models_and_fewest_rows_are_evaluated(
     overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

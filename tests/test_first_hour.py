@@ -29,6 +29,11 @@ NOTEBOOK = (  # the README's lines, with the folder and the rows of the walk
     "import numpy as np\nraw = np.load('digits.npy')[:5]\n",
     "assert z.shape == (5, run.model.latent_dim) and isinstance(z, np.ndarray)\n",
 )
+ESTIMATORS = """
+assert z.shape == (1797, search.best_params_["ppca__n_components"])
+assert np.isfinite(bound).all() and bound.shape == (100,)
+assert new.shape == (16, 64)
+"""
 REFUSED = """
 try:
     lowerbound.load("mine")
@@ -88,7 +93,8 @@ def walked(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(block(language, f"# {name}"))
     look = block("python", "import lowerbound\n\nrun = ").replace("outputs/vae_digits/2026-01-31_12-00-00", "first")
-    (folder / "notebook.py").write_text(look.join(NOTEBOOK) + block("python", "from lowerbound.estimators") + REFUSED)
+    estimators = block("python", "from lowerbound.estimators").replace("max_epochs=20", "max_epochs=2")
+    (folder / "notebook.py").write_text(look.join(NOTEBOOK) + estimators + ESTIMATORS + REFUSED)
     here = environment() | {"PATH": f"{installed}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([WALK], cwd=folder, env=here, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -19,7 +19,8 @@ from lowerbound.cli import main
 from lowerbound.jobs import Job
 from lowerbound.local_queue import Queue, Running, Task
 from lowerbound.runs import not_begun, read_runs
-from processes import TWO_RANKS, begun, children, forked, is_alive, until
+from processes import TWO_RANKS, children, forked, is_alive, until
+from worker_of_kills import queue_of_a_deaf_one
 
 EM = ("model=ppca", "data=linear_gaussian", "fit=em", "fit.update=batch", "trainer.max_epochs=1", "~callbacks.pictures")
 LOCAL = ("hydra/launcher=local", "hydra.launcher.devices=4")
@@ -151,17 +152,14 @@ def test_an_exit_code_is_told_and_the_next_begins(tmp_path: Path) -> None:
     assert (tmp_path / "1.log").read_text() == "here\n"
 
 
-def test_what_does_not_stop_is_killed(tmp_path: Path) -> None:
-    script = (
-        "import os, sys, signal; from pathlib import Path; from lowerbound.local_queue import Queue, Task\n"
-        "deaf = ['sh', '-c', 'trap \"\" TERM; echo $$; while true; do sleep 0.1; done']\n"
-        "Queue(['a'], lambda taken: os.environ, 0.5).run([Task(0, deaf, 1, Path('log'))], lambda running: None, lambda *_: None)"
-    )
-    process = begun(tmp_path, "-c", script)
-    until(lambda: ((tmp_path / "log").is_file() and (tmp_path / "log").read_text()) or process.poll() is not None)
-    assert process.poll() is None, process.communicate()
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 128 + signal.SIGINT
+def test_what_does_not_stop_is_killed(processes: Any, tmp_path: Path) -> None:
+    process = processes.Process(target=queue_of_a_deaf_one, args=(tmp_path,))
+    process.start()
+    until(lambda: ((tmp_path / "log").is_file() and (tmp_path / "log").read_text()) or process.exitcode is not None)
+    assert process.exitcode is None
+    os.kill(process.pid, signal.SIGINT)
+    process.join(20)
+    assert process.exitcode == 128 + signal.SIGINT
     assert not is_alive(int((tmp_path / "log").read_text()))
 
 

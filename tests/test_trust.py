@@ -17,8 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
@@ -32,11 +30,9 @@ from lowerbound.checkpoints import damage, newest_whole
 from lowerbound.data import Table
 from lowerbound.evaluation import data_of
 from lowerbound.folder import read_config, read_overrides, require_own
-from lowerbound.instantiate import instantiate
 from lowerbound.report import opened, write_report
 from lowerbound.runs import read_runs
 from lowerbound.trust import check_words, safe_instantiate
-from test_configs import choices_of, overrides_of
 
 KEY = "0123456789abcdef" * 2 + "ofatest0"
 
@@ -295,45 +291,6 @@ def test_what_is_no_name_of_a_class(target: Any) -> None:
 def test_a_package_is_no_beginning_of_a_name() -> None:
     with pytest.raises(ValueError, match="builds classes of lowerbound only"):
         safe_instantiate(OmegaConf.create({"x": {"_target_": "lowerbound_evil.Thing"}}), "x")
-
-
-# What trains can be loaded.
-
-
-def resolved(*overrides: str) -> DictConfig:
-    """As it stands in a run folder."""
-    with initialize_config_dir(str(zoo.CONF), version_base="1.3"):
-        config = compose("config", list(overrides), return_hydra_config=True)
-    parts = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "name", "sweep")])
-    HydraConfig.instance().set_config(config)  # from which some take their choice
-    try:
-        return OmegaConf.create(OmegaConf.to_container(parts, resolve=True))
-    finally:
-        HydraConfig.instance().cfg = None
-
-
-EXPERIMENTS = {name: (f"experiment={name}",) for name in zoo.choices("experiment")}
-EXPERIMENTS["maximum_likelihood"] += ("model=gaussian",)  # of a sweep, its first run
-BUILT = choices_of("prior", "likelihood", "noise", "covariance", "posterior", "network", "model", "data")
-
-
-@pytest.mark.parametrize(
-    ("group", "choice"),
-    [*BUILT, *(("experiment", name) for name in EXPERIMENTS)],
-)
-def test_every_configuration_that_trains_is_built_the_same(group: str, choice: str) -> None:
-    config = resolved(*(EXPERIMENTS[choice] if group == "experiment" else overrides_of(group, choice)))
-    models = []
-    for make in (lambda: instantiate(config.model), lambda: safe_instantiate(config, "model")):
-        torch.manual_seed(0)
-        models.append(make())
-    one, other = models
-    assert repr(one) == repr(other)
-    assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
-    for key in ("data", "data.prepare"):
-        expected, found = instantiate(OmegaConf.select(config, key)), safe_instantiate(config, key)
-        assert type(found) is type(expected)
-        assert repr(vars(found)) == repr(vars(expected))
 
 
 # Interpolations and aliases: in whatever of a folder's files is read.

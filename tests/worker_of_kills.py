@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 import lowerbound.run
 from lowerbound.cli import main
 from lowerbound.defaults import differences
+from lowerbound.local_queue import Queue, Task
 from zoo import composed
 
 differences(composed("name=warm"))  # Hydra's parser is slow before it has read anything
@@ -27,21 +28,27 @@ MOMENTS = ("half", "fsync", "link", "replace")  # of writing a checkpoint
 
 def rank(number: int, port: int, folder: Path, words: Sequence[str]) -> None:
     """One of two processes of a run, in the environment that torchrun gives."""
-    take_place(number, port)
+    os.environ.update(place(number, port))
     train(folder, words)
 
 
 def script(number: int, port: int, path: str, arguments: Sequence[str]) -> None:
     """One of two processes of a script, in that environment."""
-    take_place(number, port)
+    os.environ.update(place(number, port))
+    alone(path, arguments)
+
+
+def alone(path: str, arguments: Sequence[str]) -> None:
+    """The one process of a script."""
     torch.set_num_threads(1)
     sys.argv = [path, *arguments]
     runpy.run_path(path, run_name="__main__")
 
 
-def take_place(number: int, port: int) -> None:
+def place(number: int, port: int) -> dict[str, str]:
+    """The variables by which torchrun tells one of two processes which it is."""
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    os.environ.update({**shared, "RANK": str(number), "LOCAL_RANK": str(number), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "none"})
+    return {**shared, "RANK": str(number), "LOCAL_RANK": str(number), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}
 
 
 def train(folder: Path, words: Sequence[str], moment: str | None = None, nth: int = 1) -> None:
@@ -74,6 +81,13 @@ def killed_in(number: int, place: Path, log: Path, words: Sequence[str]) -> None
 
     lowerbound.run.train = until
     command(place, log, words)
+
+
+def queue_of_a_deaf_one(folder: Path) -> None:
+    """A queue whose only job does not listen to SIGTERM."""
+    os.chdir(folder)
+    deaf = ["sh", "-c", "trap '' TERM; echo $$; while true; do sleep 0.1; done"]
+    Queue(["a"], lambda taken: os.environ, 0.5).run([Task(0, deaf, 1, Path("log"))], lambda running: None, lambda *_: None)
 
 
 def die_at(moment: str, nth: int) -> None:

@@ -30,12 +30,13 @@ class StopAt(Callback):
 
 
 class Slow(Callback):
-    """A pause after every block, until a file is there: so long does a run last that a test has yet to stop."""
+    """A pause after every block, each longer than the last, until a file is there: so long does a run last that is yet to be stopped."""
 
     def __init__(self, seconds: float, until: str) -> None:
-        self.seconds, self.until = seconds, Path(until)
+        self.seconds, self.until, self.count = seconds, Path(until), 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        end = time.monotonic() + self.seconds
+        self.count += 1
+        end = time.monotonic() + self.count * self.seconds
         while time.monotonic() < end and not preemption.received() and not self.until.exists():
             time.sleep(0.05)

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 import lowerbound.cli  # noqa: F401  registers the resolver that conf/config.yaml uses
 from lowerbound.instantiate import instantiate
@@ -42,14 +43,29 @@ ALL = BOUNDED | UNBOUNDED
 
 def composed(*overrides: str) -> DictConfig:
     """The configuration of a command line."""
-    return deepcopy(_composed(overrides))
+    return deepcopy(_composed(overrides)[1])
+
+
+def resolved(*overrides: str) -> DictConfig:
+    """It as it stands in a run folder, without what names the folder."""
+    whole, config = _composed(overrides)
+    HydraConfig.instance().set_config(whole)  # from which some values are taken
+    try:
+        parts = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("name", "sweep")])
+        return OmegaConf.create(OmegaConf.to_container(parts, resolve=True))
+    finally:
+        HydraConfig.instance().cfg = None
 
 
 @cache
-def _composed(overrides: tuple[str, ...]) -> DictConfig:
-    """Once for all tests: composing takes longer than most of them."""
+def _composed(overrides: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
+    """With Hydra's own part and without. Once for all tests: composing takes longer than most of them."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", list(overrides), return_hydra_config=False)
+        whole = compose("config", list(overrides), return_hydra_config=True)
+    config = deepcopy(whole)
+    with open_dict(config):
+        del config["hydra"]
+    return whole, config
 
 
 def choices(group: str) -> list[str]:
