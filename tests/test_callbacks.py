@@ -198,8 +198,7 @@ def test_a_posterior_with_correlations_has_no_kl_per_dimension(tmp_path: Path) -
     assert drawn(tmp_path) == PICTURES - {"kl_per_dimension"}
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-@pytest.mark.parametrize("shape", [(12,), (1, 3, 4)])
+@pytest.mark.parametrize(("labelled", "shape"), [(True, (12,)), (False, (1, 3, 4))])
 def test_pictures_of_a_loader_of_the_users(tmp_path: Path, labelled: bool, shape: tuple[int, ...]) -> None:
     x = torch.rand(20, *shape)
     rows = TensorDataset(x, torch.arange(20) % 2) if labelled else x

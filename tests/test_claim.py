@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 
@@ -20,10 +21,18 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     return commands.called("lowerbound-train", main, tmp_path, monkeypatch, capsys)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        assert commands.train(place, patch, *SMALL, "hydra.run.dir=run") == 0
+    return place / "run"
+
+
 @pytest.fixture
-def run(command: Command, tmp_path: Path) -> Path:
-    assert command(*SMALL, "hydra.run.dir=run")[0] == 0
-    return tmp_path / "run"
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it, for the test to change."""
+    return Path(copytree(finished, tmp_path / "run"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
