@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
-from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,12 +15,11 @@ os.environ.setdefault(
 
 import pytest
 import torch
-from hydra._internal.config_repository import ConfigRepository
-from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 
 import commands
 import lowerbound  # noqa: F401  before lightning: it mends torchvision's import where that is needed
+import parsed_once  # noqa: F401  for all tests
 from lowerbound import cli
 
 torch.set_num_threads(1)
@@ -46,25 +44,6 @@ def processes() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # where that process finds it
         yield context
-
-
-@pytest.fixture(scope="session", autouse=True)
-def parsed_once() -> Iterator[None]:
-    """Each file of conf/ and of Hydra's is parsed once: Hydra does so for every command, of which there are a thousand here."""
-    load = ConfigRepository.load_config
-    known: dict[tuple[str, ...], ConfigResult | None] = {}
-
-    def remembered(self: ConfigRepository, config_path: str) -> ConfigResult | None:
-        if {source.provider for source in self.sources} != {"hydra", "main", "schema"}:  # a folder of the user's, which a test may change
-            return load(self, config_path)
-        place = (config_path, *(source.path for source in self.sources))
-        if known.get(place) is None:
-            known[place] = load(self, config_path)
-        return deepcopy(known[place])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ConfigRepository, "load_config", remembered)
-        yield
 
 
 @pytest.fixture

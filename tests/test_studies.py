@@ -305,7 +305,7 @@ def test_numbers_are_written_with_what_they_say() -> None:
 
 # Each idea as one command, small.
 
-SMALL = ("trainer.max_epochs=2", "network.encoder.sizes=[8]", "callbacks.pictures.num_images=4")
+SMALL = ("trainer.max_epochs=2", "network.encoder.sizes=[8]", "~callbacks.pictures")
 SINGLE = {
     "amortization": (
         "amortization",

@@ -17,7 +17,7 @@ lowerbound-train "${own[@]}" "${quick[@]}" hydra.run.dir=first
 
 # A likelihood and an objective of one's own, chosen by their names; a folder that needs them is opened by whoever says that they are trusted.
 lowerbound-train --config-dir conf likelihood=laplace objective=capacity latent_dim=2 "${quick[@]}" "~callbacks.pictures" hydra.run.dir=mine
-lowerbound-evaluate mine "trust=[my_likelihood,my_objective]" "num_samples=[1,5]" baselines=false annealing.num_data=0
+lowerbound-evaluate mine "trust=[my_likelihood,my_objective]" "num_samples=[1,5]" baselines=false annealing.num_data=0 num_data=50
 
 # A sweep.
 lowerbound-train --multirun sweep=sizes latent_dim=2,4 "${own[@]}" "${quick[@]}" "~callbacks.pictures"

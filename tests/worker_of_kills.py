@@ -16,6 +16,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 
 import lowerbound.run
+import parsed_once  # noqa: F401
 from lowerbound.cli import main
 from lowerbound.defaults import differences
 from lowerbound.local_queue import Queue, Task
