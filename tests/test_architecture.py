@@ -1,6 +1,7 @@
 """The house: every file has a floor, imports do not go upstairs or in circles, and files and functions stay short."""
 
 import ast
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 from statistics import median, quantiles
@@ -11,7 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "lowerbound"
 
 FLOORS = (
     "_scipy _torchvision errors kinds sizes instantiate distributions networks schedules randomness statistics conditioning answers seeding"
-    " defaults wording preemption checkpoints devices one_folder local_queue own_files"
+    " defaults wording preemption checkpoints durable devices one_folder local_queue own_files"
     " data.source data.steps data.prepare",
     "parts data.batches data.missing data.module",
     "priors likelihoods posteriors linear_gaussian covariances dense_covariances mixture data.images data.tables",
@@ -105,6 +106,21 @@ def test_functions_are_short() -> None:
     assert {where: length for where, length in lengths.items() if length > 45} == {}
     assert quantiles(lengths.values(), n=10)[-1] <= 30
     assert median(lengths.values()) <= 12
+
+
+@cache
+def at_once(name: str) -> set[str]:
+    """The packages of others that importing this file imports, itself and by others of ours."""
+    names = {f"{node.module}.{alias.name}" for node in tree(name).body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    names |= {alias.name for node in tree(name).body if isinstance(node, ast.Import) for alias in node.names}
+    ours = {target for target in names if target.split(".")[0] == "lowerbound"}
+    return {target.split(".")[0] for target in names - ours}.union(*(at_once(file_of(target)) for target in ours))
+
+
+def test_looking_at_a_sweep_does_not_wait_for_lightning() -> None:
+    assert "torch" in at_once("sweep_status")
+    assert not {"lightning", "torchmetrics", "matplotlib", "sklearn", "optuna"} & at_once("sweep_status")
+    assert "lightning" in at_once("run")
 
 
 def test_the_rules_see_what_they_forbid() -> None:

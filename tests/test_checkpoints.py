@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from lowerbound.checkpoints import DurableCheckpoints, damage, newest_whole, tidy
+from lowerbound.checkpoints import damage, newest_whole, tidy
+from lowerbound.durable import DurableCheckpoints
 
 
 def state(number: int) -> dict[str, Any]:

@@ -198,8 +198,8 @@ def test_the_rows_of_a_batch_do_not_matter(run: Path, command: Evaluate) -> None
     """A datum has the bound that it has beside any others, and of a run that was validated in other batches the same one."""
 
     def first_rows(count: int) -> Any:
-        few = ("num_samples=[7]", "annealing.num_data=20", "annealing.num_temperatures=20", "annealing.num_chains=2", "annealing.leapfrogs=2")
-        command(f"run={run}", *few, f"num_data={count}", "baselines=false")
+        few = ("num_data=20", "num_temperatures=20", "num_chains=2", "leapfrogs=2")
+        command(f"run={run}", "num_samples=[7]", *(f"annealing.{word}" for word in few), f"num_data={count}", "baselines=false")
         rows = json.loads((run / "evaluation.json").read_text())["evidence"]
         return without_seconds([row for row in rows if row["num_data"] == 20 and row["quantity"] != "quadrature"])
 

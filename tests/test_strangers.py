@@ -26,8 +26,8 @@ from PIL import Image, PngImagePlugin
 import commands
 import lowerbound
 from lowerbound import runs, summary, sweep_report, sweep_status
-from lowerbound.checkpoints import DurableCheckpoints
 from lowerbound.data import Table, TorchvisionImages
+from lowerbound.durable import DurableCheckpoints
 from lowerbound.evaluation import data_of
 from lowerbound.explaining import explain
 from lowerbound.folder import write_whole

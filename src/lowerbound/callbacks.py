@@ -25,9 +25,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lowerbound import pictures, plots, preemption
-from lowerbound.checkpoints import require_room
 from lowerbound.data.batches import TensorBatches
 from lowerbound.data.module import TensorDataModule
+from lowerbound.durable import require_room
 from lowerbound.errors import real, whole
 from lowerbound.fit import Fit, rows
 from lowerbound.folder import FIGURES, LAST, WEIGHTS, write_whole
