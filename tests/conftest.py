@@ -1,5 +1,6 @@
 """What the tests share."""
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -79,6 +80,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place[item.path])
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: who starts jobs of SLURM and processes of its own waits for most of the time."""
-    return min(os.cpu_count() or 1, 4) + 1
+def pytest_collection_finish() -> None:
+    """Nothing that is imported is garbage: the collector need not look through half a million objects time and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)

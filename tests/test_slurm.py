@@ -22,7 +22,14 @@ SCRIPTS = Path(__file__).parents[1] / "scripts" / "slurm"
 pytestmark = pytest.mark.slurm
 
 LAUNCHER = ("-m", "hydra/launcher=slurm", "hydra.launcher.every_seconds=1", "hydra.launcher.cpus_per_task=2")
-QUICK = ("latent_dim=2", "network.encoder.sizes=[16]", "~callbacks.pictures", "trainer.check_val_every_n_epoch=3")
+QUICK = (
+    "data=linear_gaussian",
+    "data.num_data=1800",
+    "latent_dim=2",
+    "network.encoder.sizes=[16]",
+    "~callbacks.pictures",
+    "trainer.check_val_every_n_epoch=3",
+)
 LONG = (*QUICK, "trainer.max_epochs=6", "callbacks.last.every_seconds=0")
 GO = "go"  # the file that ends the pauses
 SLOW = f"+callbacks.slow={{_target_:worker_of_stops.Slow,seconds:3,until:{GO}}}"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
 
-from scipy.stats import t
+from scipy.special import stdtrit
 
 from lowerbound.runs import Run, named
 
@@ -37,7 +37,7 @@ class Cell:
     def of(cls, values: Sequence[float]) -> Cell:
         """That of a number of each run."""
         count = len(values)
-        spread = float(t.ppf(0.975, count - 1)) * stdev(values) / sqrt(count) if count > 1 else None
+        spread = float(stdtrit(count - 1, 0.975)) * stdev(values) / sqrt(count) if count > 1 else None
         return cls(fmean(values), spread, count)
 
     def __str__(self) -> str:
