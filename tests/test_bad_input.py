@@ -377,7 +377,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@settings(max_examples=8, derandomize=True, deadline=None, database=None, phases=[Phase.generate])  # a smaller one takes minutes to find
+@settings(max_examples=6, derandomize=True, deadline=None, database=None, phases=[Phase.generate])  # a smaller one takes minutes to find
 @given(data=st.data())
 def test_whatever_is_composed_trains_or_is_refused(data: st.DataObject, tables: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     words = composition(lambda options: data.draw(st.sampled_from(options)))
