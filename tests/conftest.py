@@ -41,7 +41,7 @@ def data_root() -> Path:
 def processes() -> Iterator[Any]:
     """Processes of their own, started from one that has imported everything and done nothing."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["worker_of_kills"])
+    context.set_forkserver_preload(["worker_of_commands"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # where that process finds it
         yield context

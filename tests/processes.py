@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, NamedTuple
 
-import worker_of_kills
+import worker_of_commands
 
 COMMAND = ("-m", "lowerbound.cli")
 TWO_RANKS = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
@@ -41,7 +41,7 @@ class Forked(NamedTuple):
 
 def forked(processes: Any, folder: Path, log: Path, *words: str, variables: Mapping[str, str] = ENVIRONMENT) -> Forked:
     """It with these words in a folder, without its seconds of importing; what it starts itself is what a user has."""
-    process = processes.Process(target=worker_of_kills.command, args=(folder, log, words, dict(variables)))
+    process = processes.Process(target=worker_of_commands.command, args=(folder, log, words, dict(variables)))
     process.start()
     return Forked(process, log)
 
@@ -64,7 +64,7 @@ def free_port() -> int:
 def two_ranks(processes: Any, script: str | Path, *arguments: object, seconds: float = 200) -> None:
     """A script in two processes, in the environment that torchrun gives them, without its seconds of importing."""
     port, words = free_port(), [str(argument) for argument in arguments]
-    both = [processes.Process(target=worker_of_kills.script, args=(number, port, str(script), words)) for number in range(2)]
+    both = [processes.Process(target=worker_of_commands.script, args=(number, port, str(script), words)) for number in range(2)]
     for process in both:
         process.start()
     for process in both:

@@ -20,7 +20,7 @@ from lowerbound.jobs import Job
 from lowerbound.local_queue import Queue, Running, Task
 from lowerbound.runs import not_begun, read_runs
 from processes import TWO_RANKS, children, forked, is_alive, until
-from worker_of_kills import queue_of_a_deaf_one
+from worker_of_commands import queue_of_a_deaf_one
 
 EM = ("model=ppca", "data=linear_gaussian", "fit=em", "fit.update=batch", "trainer.max_epochs=1", "~callbacks.pictures")
 LOCAL = ("hydra/launcher=local", "hydra.launcher.devices=4")

@@ -17,7 +17,7 @@ from torch.distributed import HashStore
 from lowerbound import devices
 from lowerbound.one_folder import told
 from processes import TWO_RANKS, children, forked, free_port, is_alive, until, variables
-from worker_of_kills import place
+from worker_of_commands import place
 
 RUN = ("model=ppca", "data=linear_gaussian", "trainer.max_epochs=1", "~callbacks.pictures")
 NOTE = "+callbacks.note={_target_: noting.Note}"

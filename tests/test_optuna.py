@@ -14,7 +14,7 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-import worker_of_kills
+import worker_of_commands
 from commands import Answer, Command
 from lowerbound.runs import read_runs
 from processes import forked
@@ -216,7 +216,7 @@ def test_a_search_killed_outright_goes_on(processes: Any, tmp_path: Path) -> Non
     """Real runs, in a process that gets SIGKILL in its second trial and in one that goes on."""
     words = ["model=ppca", "latent_dim=range(1,9)", "sweep=mine", "~callbacks.pictures", "--multirun", "hydra/sweeper=optuna"]
     words += ["hydra.sweeper.n_trials=2"]
-    killed = processes.Process(target=worker_of_kills.killed_in, args=(1, tmp_path, tmp_path / "killed.log", words))
+    killed = processes.Process(target=worker_of_commands.killed_in, args=(1, tmp_path, tmp_path / "killed.log", words))
     killed.start()
     killed.join(100)
     assert killed.exitcode == -signal.SIGKILL

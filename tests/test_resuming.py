@@ -15,7 +15,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-import worker_of_kills
+import worker_of_commands
 from lowerbound import resuming
 from lowerbound.data import Table
 from lowerbound.folder import read_checkpoint
@@ -87,7 +87,7 @@ def assert_equal(one: Folder, other: Folder) -> None:
 
 
 def start(processes: Any, folder: Path, words: tuple[str, ...], *death: Any) -> Any:
-    process = processes.Process(target=worker_of_kills.train, args=(folder, [*QUICK, *words], *death))
+    process = processes.Process(target=worker_of_commands.train, args=(folder, [*QUICK, *words], *death))
     process.start()
     return process
 
@@ -109,7 +109,7 @@ def test_three_killed_trainings_end_as_one_that_was_not(name: str, processes: An
     words = RUNS[name]
     seconds = finish(processes, tmp_path / "whole", words)
     expected = left(tmp_path / "whole")
-    for attempt, moment in enumerate(chance.sample(worker_of_kills.MOMENTS, 3)):
+    for attempt, moment in enumerate(chance.sample(worker_of_commands.MOMENTS, 3)):
         folder = tmp_path / f"killed_{attempt}"
         process = start(processes, folder, words)
         process.join(chance.uniform(0.05, 1) * seconds)
@@ -124,7 +124,7 @@ def test_three_killed_trainings_end_as_one_that_was_not(name: str, processes: An
 def pair(processes: Any, folder: Path, words: tuple[str, ...]) -> list[Any]:
     """The two processes of a run."""
     port = free_port()
-    both = [processes.Process(target=worker_of_kills.rank, args=(number, port, folder, [*QUICK, *TWO, *words])) for number in range(2)]
+    both = [processes.Process(target=worker_of_commands.rank, args=(number, port, folder, [*QUICK, *TWO, *words])) for number in range(2)]
     for process in both:
         process.start()
     return both

@@ -17,7 +17,7 @@ from lowerbound.cli import main
 from lowerbound.folder import read_checkpoint
 from lowerbound.instantiate import instantiate
 from lowerbound.tracking import read_metrics
-from worker_of_kills import alone
+from worker_of_commands import alone
 
 SMALL = ("trainer.max_epochs=2", "network.encoder.sizes=[16]", "latent_dim=2")
 DRAWN = "callbacks.pictures.num_images=4"

@@ -1,4 +1,4 @@
-"""A command line in a process that has imported everything; it may be told to die while it writes its checkpoint."""
+"""Command lines and scripts in a process that has imported everything; one may be told to die, as where it writes its checkpoint."""
 
 from __future__ import annotations
 
