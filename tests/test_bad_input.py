@@ -20,7 +20,7 @@ from compositions import BRIEF, answered, composition, fault, outcome, write_tab
 from lowerbound import load
 from lowerbound.claim import claimed
 from lowerbound.data import InMemory
-from lowerbound.folder import FORMAT, read_checkpoint
+from lowerbound.folder import FORMAT, existing, read_checkpoint
 from processes import COMMAND, finished, forked
 
 TRAIN, EVALUATE, PREDICT = "lowerbound-train", "lowerbound-evaluate", "lowerbound-predict"
@@ -95,7 +95,7 @@ CONFIGURATION = [
 DATA = [
     *rows(
         {
-            "data.path=nowhere/x.npy": ("data.path=nowhere/x.npy cannot be read", "a file that is there"),
+            "data.path=nowhere/x.npy": ("data.path=nowhere/x.npy cannot be read", r"\(in /.*bad", "a file that is there"),
             "data.path=x.parquet": ("data.path=x.parquet", ".npy, .npz, .csv"),
             "data.path=[a.npy,b.npy]": ("data.path=", "one file"),
             "data.path=truncated.npy": ("data.path=truncated.npy", "claims 7,680 bytes", "An .npy holds one array"),
@@ -119,7 +119,8 @@ DATA = [
             "data.path=infinite.npy": ("inf", "a missing entry is NaN"),
             "data.path=huge.npy": ("infinite values", "larger unit"),
             "data.path=nothing.npy": ("no observed value",),
-            "data.dim=5": ("16 columns", "data.dim=5", "Set data.dim=16"),
+            "data.dim=5": ("16 columns", "data.dim=5", r"Set data.dim=16\."),
+            "data.dim=15": ("16 columns", "data.dim=15", "Set data.dim=16, or data.labels to the column"),
             "data.dim=0": ("data.dim=0", "at least 1"),
             "data.shape=[1,4,5]": (r"data.shape=\[1, 4, 5\]", "20 entries", "data.dim=16"),
             "data.shape=8": ("data.shape=8", "list of whole numbers"),
@@ -316,6 +317,15 @@ def test_checkpoints_of_this_version_and_of_one_before_formats_were_counted_are_
     expected = load(copy).model.log_prob(z)
     keep(without("format"))(copy)
     assert torch.equal(load(copy).model.log_prob(z), expected)
+
+
+def test_what_is_no_run_folder_is_said_with_what_it_is(copy: Path, place: Path) -> None:
+    with pytest.raises(ValueError, match="weights.ckpt is missing. There are run folders in it, as .*/copy"):
+        read_checkpoint(existing(copy.parent, "weights.ckpt"))
+    (copy / "weights.ckpt").unlink()
+    (copy / "failure.txt").write_text("ValueError: no luck\n")
+    with pytest.raises(ValueError, match="weights.ckpt is missing. The run has failed: failure.txt in it says why"):
+        load(copy)
 
 
 def test_a_second_run_in_a_folder_waits_for_nobody(place: Path, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_several_folders_are_several_runs(run: Path, command: Evaluate, tmp_path
     names = [tmp_path / "a=1,b=[2]", tmp_path / "it's"]
     for name in names:
         copytree(run, name)
-    code, out, _ = command(*map(str, names), "num_samples=[1]", "annealing.num_data=0", "num_data=20", "baselines=false")
+    code, out, _ = command(*map(str, names), "num_samples=1", "annealing.num_data=0", "num_data=20", "baselines=false")
     assert code == 0
     assert all(str(name) in out for name in names)
     code, _, err = command("outputs/nope")
@@ -336,6 +336,7 @@ def test_an_exact_model_needs_no_bound_and_an_autoencoder_has_none() -> None:
     ("argument", "words"),
     [
         ("num_samples=[10,1]", "must increase"),
+        ("num_samples=many", "num_samples='many'"),
         ("annealing.leapfrogs=0", "annealing.leapfrogs"),
         ("annealing.num_data=1", "at least 2 rows"),
         ("num_codes=0", "num_codes"),

@@ -100,3 +100,18 @@ def test_what_does_not_fit_is_said(arguments: tuple[str, ...], words: str, run: 
     assert code == 2
     assert words in err
     assert "Set data." not in err, "no option of the training is advised"
+
+
+def test_rows_that_the_model_cannot_take_are_refused_and_not_answered_with_nan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = ("latent_dim=2", "network.encoder.sizes=[8]", "trainer.max_epochs=1", "~callbacks.pictures", "hydra.run.dir=run")
+    assert commands.train(tmp_path, monkeypatch, *small) == 0
+    loaded, raw = lowerbound.load(tmp_path / "run"), INTEGERS.copy()
+    raw[3:5, 20] = np.nan
+    for ask in (loaded.encode, loaded.log_prob, loaded.reconstruct, loaded.impute):
+        with pytest.raises(ValueError, match="rows: NaN in 2 of 20, which the model does not marginalise:\nchoose .*masked_mlp"):
+            ask(raw)
+    with pytest.raises(ValueError, match=r"not rows \[N, D\]"):
+        loaded.encode(raw[0])
+    for count in (-1, 2.5):
+        with pytest.raises(ValueError, match=f"num_data={count}"):
+            loaded.sample(count)

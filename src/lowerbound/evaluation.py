@@ -52,6 +52,7 @@ def evaluate(config: DictConfig) -> None:
     """
     annealing, folders = Annealing(**config.annealing), run_folders(config.run)
     whole(config.num_codes, "num_codes", least=2)
+    numbers(config.num_samples)  # before anything is learnt
     device = device_of(config.device)
     # Learnt before the processes are a group, in which they would learn together.
     others = rivals(folders, config) if config.baselines and is_first() else {}
@@ -73,7 +74,7 @@ def evaluated(run: Loaded, folder: Path, config: DictConfig, annealing: Annealin
     """What is found of a run, as it stands in evaluation.json, and its pictures."""
     data, model, beta = data_of(run), run.model, beta_at_the_end(run.config.get("objective") or {})
     x = test_rows(data, config).to(next(model.parameters()))
-    known, floored = list(estimates(model, x, list(config.num_samples), annealing)), model.likelihood.floored()
+    known, floored = list(estimates(model, x, numbers(config.num_samples), annealing)), model.likelihood.floored()
     simulated = sandwich(model, annealing)._asdict() if is_annealed(model, annealing) else {}
     units = units_of(model, x) if has_units(model) else None
     space = latent_space(model, data, x, units, beta, config.num_codes)
@@ -92,6 +93,15 @@ def evaluated(run: Loaded, folder: Path, config: DictConfig, annealing: Annealin
         "processes": place()[1],
         "git_commit": files.git_commit(),
     }
+
+
+def numbers(num_samples: Any) -> list[int]:
+    """One number of samples or several.
+
+    Raises:
+        ValueError: one of them is none.
+    """
+    return [whole(one, "num_samples") for one in (num_samples if OmegaConf.is_list(num_samples) else [num_samples])]
 
 
 def draw(folder: Path, model: LatentVariableModel, x: Tensor, known: Sequence[Estimate], units: Units | None) -> None:

@@ -57,8 +57,15 @@ def existing(folder: str | Path, name: str) -> Path:
     """
     path = Path(folder) / name
     if not path.is_file():
-        raise ValueError(f"{folder} is no complete run folder: {name} is missing. A run folder looks like outputs/<name>/<date_time>.")
+        raise ValueError(f"{folder} is no complete run folder: {name} is missing. {_instead(Path(folder))}")
     return path
+
+
+def _instead(folder: Path) -> str:
+    if (folder / FAILURE).is_file():
+        return f"The run has failed: {FAILURE} in it says why."
+    inside = min(folder.glob(f"*/{WEIGHTS}"), default=None)
+    return f"There are run folders in it, as {inside.parent}." if inside else "A run folder looks like outputs/<name>/<date_time>."
 
 
 def require_own(folder: str | Path) -> None:

@@ -16,8 +16,8 @@ from lowerbound import folder as files
 from lowerbound.bounds import importance_weighted_bound
 from lowerbound.data.prepare import Preparation
 from lowerbound.data.source import as_table
-from lowerbound.errors import reading
-from lowerbound.model import LatentVariableModel
+from lowerbound.errors import reading, whole
+from lowerbound.model import TAKES_MISSING, LatentVariableModel
 from lowerbound.randomness import own_generators
 from lowerbound.trust import packages, safe_instantiate
 
@@ -73,19 +73,21 @@ class Loaded:
         """Means of p(x | z) ``[num_data, D]`` at z drawn from the prior.
 
         Raises:
-            ValueError: the prior is flat and cannot be sampled.
+            ValueError: the prior is flat and cannot be sampled, or `num_data` is no number of rows.
         """
-        return self.original(self.model.sample(num_data))
+        return self.original(self.model.sample(whole(num_data, "num_data", least=0)))
 
     def prepared(self, rows: ArrayLike | Tensor, name: str = "rows") -> Tensor:
         """Rows ``[N, D]`` as the model takes them.
 
         Raises:
-            ValueError: there are other columns, or values that the preparation does not take; the message calls the rows by `name`.
+            ValueError: there are other columns, or values that the preparation or the model does not take; `name` is that of the rows.
         """
         raw, dim = as_table(rows), self.model.data_dim
         if raw.shape[1] != dim:
             raise ValueError(f"{name} has {raw.shape[1]} columns, and the model of run={self.config.name} has {dim}")
+        if not self.model.accepts_missing and (lost := int(raw.isnan().any(1).sum())):
+            raise ValueError(f"{name}: NaN in {lost} of {len(raw)}, which the model does not marginalise:\n{TAKES_MISSING}")
         if self.prepare is None:
             return raw
         try:

@@ -19,6 +19,10 @@ from lowerbound.parts import Likelihood, Posterior, Predicted, Prior, Solvable
 from lowerbound.statistics import Statistics
 
 SUMMANDS = 1e3  # as far as squares of data stay from the greatest number, of which many are added up
+TAKES_MISSING = (
+    "choose model=vae or autoencoder with network=masked_mlp, whose encoder is told what is missing,\n"
+    "or model=pca, ppca, factor_analysis or mixture"
+)
 
 
 @runtime_checkable
@@ -121,9 +125,7 @@ class LatentVariableModel(nn.Module):
         if x.isnan().any() and not self.accepts_missing:
             count, rule = int(x.isnan().sum()), type(self.posterior_rule).__name__
             raise ValueError(
-                f"the data hold {count} NaN, and a model with the posterior {rule} does not marginalise missing entries:\n"
-                "choose model=vae or autoencoder with network=masked_mlp, whose encoder is told what is missing,\n"
-                "or model=pca, ppca, factor_analysis or mixture"
+                f"the data hold {count} NaN, and a model with the posterior {rule} does not marginalise missing entries:\n{TAKES_MISSING}"
             )
         return self.likelihood.check_data(x)
 
@@ -206,7 +208,8 @@ class LatentVariableModel(nn.Module):
             ValueError: the model does not accept missing entries.
         """
         if not self.accepts_missing:
-            raise ValueError(f"a model with the posterior {type(self.posterior_rule).__name__} does not marginalise missing entries")
+            rule = type(self.posterior_rule).__name__
+            raise ValueError(f"a model with the posterior {rule} does not marginalise missing entries:\n{TAKES_MISSING}")
         mean, std = self.likelihood.predict(x, self.posterior(x))
         missing = x.isnan()
         return Predicted(torch.where(missing, mean, x), None if std is None else std.masked_fill(~missing, 0.0))

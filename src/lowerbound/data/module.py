@@ -197,6 +197,7 @@ class TensorDataModule(LightningDataModule, ABC):
     def _check_table(self, table: Tensor, labels: Tensor | None) -> None:
         if table.shape[1] != self.dim:
             also = "" if self.shape is None else ", and data.shape to fit"
+            also += ", or data.labels to the column that is none of them" if labels is None and table.shape[1] == self.dim + 1 else ""
             raise ValueError(f"the data have {table.shape[1]} columns, but data.dim={self.dim}.\nSet data.dim={table.shape[1]}{also}.")
         if labels is not None and len(labels) != len(table):
             raise ValueError(f"there are {len(labels)} labels for {len(table)} rows: see data.labels")

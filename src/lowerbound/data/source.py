@@ -37,7 +37,7 @@ def as_table(values: ArrayLike | Tensor) -> Tensor:
     """
     table = values if isinstance(values, Tensor) else _as_tensor(np.asanyarray(values))
     if table.ndim < 2 or table.is_complex():
-        raise ValueError(f"the data are {tuple(table.shape)} of {table.dtype}, and not rows of real numbers")
+        raise ValueError(f"the data are {tuple(table.shape)} of {table.dtype}, and not rows [N, D] of real numbers")
     for size, what in ((len(table), "rows"), (table[:1].numel(), "columns")):
         if not size:
             raise ValueError(f"the data are {tuple(table.shape)}: there are no {what}")

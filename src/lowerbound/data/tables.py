@@ -169,7 +169,10 @@ def _reading(option: str, path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(f"{option}={path} cannot be read: {error.strerror or error}\nSet {option} to a file that is there.") from error
+        where = "" if Path(path).is_absolute() else f" (in {Path.cwd()})"
+        raise ValueError(
+            f"{option}={path} cannot be read: {error.strerror or error}{where}\nSet {option} to a file that is there."
+        ) from error
     except (ValueError, EOFError, BadZipFile, csv.Error, zlib.error) as error:
         found = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{option}={path}: {found}\n{_FORMATS[Path(path).suffix]}") from error
