@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import worker_of_commands
 
 COMMAND = ("-m", "lowerbound.cli")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 TWO_RANKS = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}  # gloo looks up the machine's name otherwise
 

@@ -319,7 +319,7 @@ def test_checkpoints_of_this_version_and_of_one_before_formats_were_counted_are_
     assert torch.equal(load(copy).model.log_prob(z), expected)
 
 
-def test_what_is_no_run_folder_is_said_with_what_it_is(copy: Path, place: Path) -> None:
+def test_what_is_no_run_folder_is_said_with_what_it_is(copy: Path) -> None:
     with pytest.raises(ValueError, match="weights.ckpt is missing. There are run folders in it, as .*/copy"):
         read_checkpoint(existing(copy.parent, "weights.ckpt"))
     (copy / "weights.ckpt").unlink()
@@ -387,7 +387,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@settings(max_examples=6, derandomize=True, deadline=None, database=None, phases=[Phase.generate])  # a smaller one takes minutes to find
+@settings(max_examples=8, derandomize=True, deadline=None, database=None, phases=[Phase.generate])  # a smaller one takes minutes to find
 @given(data=st.data())
 def test_whatever_is_composed_trains_or_is_refused(data: st.DataObject, tables: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     words = composition(lambda options: data.draw(st.sampled_from(options)))

@@ -37,10 +37,10 @@ def browser() -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep of beta, of which one configuration fails."""
+    """A sweep of beta with two seeds, of which one configuration fails."""
     place = tmp_path_factory.mktemp("sweep")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="1"):
-        commands.train(place, patch, "--multirun", "sweep=beta", "objective.beta=1,40,-1", *SMALL)
+        commands.train(place, patch, "--multirun", "sweep=beta", "objective.beta=1,40,-1", "seed=0,1", *SMALL)
     return place / "outputs" / "beta"
 
 

@@ -16,8 +16,7 @@ from torch.distributed import HashStore
 
 from lowerbound import devices
 from lowerbound.one_folder import told
-from processes import TWO_RANKS, children, forked, free_port, is_alive, until, variables
-from worker_of_commands import place
+from processes import COMMAND, TORCHRUN, TWO_RANKS, children, finished, forked, is_alive, until, variables
 
 RUN = ("model=ppca", "data=linear_gaussian", "trainer.max_epochs=1", "~callbacks.pictures")
 NOTE = "+callbacks.note={_target_: noting.Note}"
@@ -32,22 +31,19 @@ class Note(Callback):
 SECONDS = 30.0  # in which the other ends after one was killed; Lightning looks every five
 
 
-def one_folder(working: Path) -> Path:
+def one_folder(place: Path) -> Path:
     """The one that both processes have, and there is nothing else."""
-    (folder,) = working.glob("outputs/*/*")
-    assert {path.name for path in working.iterdir()} - {"__pycache__"} == {"outputs", "noting.py", "rank_0", "rank_1"}
-    assert [(working / f"rank_{rank}").read_text() for rank in (0, 1)] == [str(folder)] * 2
+    (folder,) = place.glob("outputs/*/*")
+    assert {path.name for path in place.iterdir()} - {"__pycache__"} == {"outputs", "noting.py", "rank_0", "rank_1"}
+    assert [(place / f"rank_{rank}").read_text() for rank in (0, 1)] == [str(folder)] * 2
     return folder
 
 
 @pytest.mark.process
-def test_what_torchrun_starts_has_one_folder(processes: Any, tmp_path: Path) -> None:
-    """In the environment that it gives; itself it starts the runs of the local launcher (tests/test_launcher.py)."""
+def test_what_torchrun_starts_has_one_folder(tmp_path: Path) -> None:
     (tmp_path / "noting.py").write_text(NOTING)
-    port, log = free_port(), tmp_path.with_suffix(".log")
-    both = [forked(processes, tmp_path, log, *RUN, *TWO_RANKS, NOTE, variables=place(rank, port)) for rank in (0, 1)]
-    assert [process.ended()[0] for process in both] == [0, 0], log.read_text()
-    out = log.read_text()
+    code, out = finished(tmp_path, *TORCHRUN, *COMMAND, *RUN, *TWO_RANKS, NOTE)
+    assert code == 0, out
     folder = one_folder(tmp_path)
     assert json.loads((folder / "results.json").read_text())["devices"] == 2
     assert {path.name for path in folder.iterdir()} == {
@@ -85,7 +81,7 @@ def test_the_first_process_tells_the_others_its_folder() -> None:
 
 
 @pytest.mark.parametrize(
-    ("variables", "where", "words"),
+    ("variables", "place", "words"),
     [
         ({}, (0, 1), ()),
         ({"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}, (3, 4), devices.NO_FOLDER),
@@ -96,14 +92,14 @@ def test_the_first_process_tells_the_others_its_folder() -> None:
     ],
 )
 def test_who_started_a_process_is_read_from_its_environment(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], where: tuple[int, int], words: tuple[str, ...]
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], place: tuple[int, int], words: tuple[str, ...]
 ) -> None:
     for name in {*sum(devices.STARTED_BY, ()), "TORCHELASTIC_RUN_ID", "SLURM_NTASKS"}:
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert devices.started() == where
-    assert devices.is_first() == (where[0] == 0)
+    assert devices.started() == place
+    assert devices.is_first() == (place[0] == 0)
     assert devices.without_folder() == words
 
 

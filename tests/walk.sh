@@ -16,7 +16,7 @@ own=(data=table data.path=digits.npy data.dim=64 "data.shape=[1,8,8]")
 lowerbound-train "${own[@]}" "${quick[@]}" hydra.run.dir=first
 
 # A likelihood and an objective of one's own, chosen by their names; a folder that needs them is opened by whoever says that they are trusted.
-lowerbound-train --config-dir conf likelihood=laplace objective=capacity latent_dim=2 "${quick[@]}" "~callbacks.pictures" hydra.run.dir=mine
+lowerbound-train --config-dir conf likelihood=laplace objective=capacity latent_dim=2 "${quick[@]}" hydra.run.dir=mine
 lowerbound-evaluate mine "trust=[my_likelihood,my_objective]" "num_samples=[1,5]" baselines=false annealing.num_data=0 num_data=50
 
 # A sweep.

@@ -29,13 +29,13 @@ MOMENTS = ("half", "fsync", "link", "replace")  # of writing a checkpoint
 
 def rank(number: int, port: int, folder: Path, words: Sequence[str]) -> None:
     """One of two processes of a run, in the environment that torchrun gives."""
-    os.environ.update(place(number, port))
+    take_place(number, port)
     train(folder, words)
 
 
 def script(number: int, port: int, path: str, arguments: Sequence[str]) -> None:
     """One of two processes of a script, in that environment."""
-    os.environ.update(place(number, port))
+    take_place(number, port)
     alone(path, arguments)
 
 
@@ -46,10 +46,9 @@ def alone(path: str, arguments: Sequence[str]) -> None:
     runpy.run_path(path, run_name="__main__")
 
 
-def place(number: int, port: int) -> dict[str, str]:
-    """The variables by which torchrun tells one of two processes which it is."""
+def take_place(number: int, port: int) -> None:
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    return {**shared, "RANK": str(number), "LOCAL_RANK": str(number), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}
+    os.environ.update({**shared, "RANK": str(number), "LOCAL_RANK": str(number), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "none"})
 
 
 def train(folder: Path, words: Sequence[str], moment: str | None = None, nth: int = 1) -> None:
