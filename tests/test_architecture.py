@@ -1,6 +1,7 @@
 """The house: every file has a floor, imports do not go upstairs or in circles, and files and functions stay short."""
 
 import ast
+from collections.abc import Iterable
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -39,14 +40,20 @@ def imported(name: str) -> set[str]:
     """The files that importing or running this file imports: all but what only the type checker sees."""
     module = tree(name)
     for_types = {id(inner) for node in ast.walk(module) if is_type_checking(node) for inner in ast.walk(node)}
-    found: set[str] = set()
-    for node in ast.walk(module):
-        if isinstance(node, ast.Import) and id(node) not in for_types:
-            found |= {alias.name for alias in node.names}
-        if isinstance(node, ast.ImportFrom) and id(node) not in for_types:
-            assert node.level == 0, f"{name}, line {node.lineno}: an import relative to its own place"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    found = names_in(node for node in ast.walk(module) if id(node) not in for_types)
     return {file_of(target) for target in found if target.split(".")[0] == "lowerbound"} - {name}
+
+
+def names_in(nodes: Iterable[ast.AST]) -> set[str]:
+    """The dotted names that the import statements among the nodes import."""
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{ast.unparse(node)}: an import relative to its own place"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
 
 
 def is_type_checking(node: ast.AST) -> bool:
@@ -111,8 +118,7 @@ def test_functions_are_short() -> None:
 @cache
 def at_once(name: str) -> set[str]:
     """The packages of others that importing this file imports, itself and by others of ours."""
-    names = {f"{node.module}.{alias.name}" for node in tree(name).body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    names |= {alias.name for node in tree(name).body if isinstance(node, ast.Import) for alias in node.names}
+    names = names_in(tree(name).body)
     ours = {target for target in names if target.split(".")[0] == "lowerbound"}
     return {target.split(".")[0] for target in names - ours}.union(*(at_once(file_of(target)) for target in ours))
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from lowerbound.checkpoints import damage, newest_whole, tidy
-from lowerbound.durable import DurableCheckpoints
+from lowerbound.checkpoints import damage, newest_whole
+from lowerbound.durable import DurableCheckpoints, tidy
 
 
 def state(number: int) -> dict[str, Any]:

@@ -92,13 +92,6 @@ def newest_whole(path: Path) -> tuple[Path | None, list[str]]:
     return None, complaints
 
 
-def tidy(folder: Path) -> None:
-    """Take away what is only of use while a run goes on."""
-    for ending in (PREVIOUS, BESIDE, PREVIOUS + BESIDE):
-        for path in folder.glob(f"*.ckpt{ending}"):
-            path.unlink(missing_ok=True)
-
-
 def named(path: Path, ending: str) -> Path:
     """The file beside it that has its name and this ending."""
     return path.with_name(path.name + ending)

@@ -86,6 +86,13 @@ def _room(count: int, place: Path, number: int, more: str = "") -> str:
     return f"{os.strerror(number)}: it takes {more}{size(count)}, and {size(disk_usage(place.parent).free)} are free"
 
 
+def tidy(folder: Path) -> None:
+    """Take away what is only of use while a run goes on."""
+    for ending in (PREVIOUS, BESIDE, PREVIOUS + BESIDE):
+        for path in folder.glob(f"*.ckpt{ending}"):
+            path.unlink(missing_ok=True)
+
+
 def _keep(path: Path, previous: Path) -> None:
     """Let the file have a second name, which an older one may have had; there is always a whole file under one of the two."""
     link = named(previous, BESIDE)

@@ -26,11 +26,10 @@ from torch.distributed import DistNetworkError  # pyright: ignore[reportPrivateI
 from lowerbound import claim, preemption
 from lowerbound import folder as files
 from lowerbound.callbacks import BestWeights, LastCheckpoint, Pictures
-from lowerbound.checkpoints import tidy
 from lowerbound.circumstances import announce, announce_reached, circumstances
 from lowerbound.data import InMemory
 from lowerbound.devices import check_devices, is_first
-from lowerbound.durable import DurableCheckpoints
+from lowerbound.durable import DurableCheckpoints, tidy
 from lowerbound.errors import NonFiniteError, whole
 from lowerbound.faults import Entire
 from lowerbound.fit import Fit
